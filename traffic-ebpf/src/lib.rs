@@ -1,0 +1,2 @@
+//! What the kernel side and user space share.
+#![no_std]

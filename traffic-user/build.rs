@@ -1,0 +1,49 @@
+//! Compiles the eBPF programs and leaves them where the library embeds them.
+//!
+//! Three ways, the first that is set wins; `cargo xtask` sets one of the first two:
+//!
+//! * `TRAFFIC_EBPF_OBJECT`: a path; that object is embedded as it is;
+//! * `TRAFFIC_EBPF_TOOLCHAIN`: a name for `rustup run` (without rustup: any text, the plain `cargo` is
+//!   used); the object is compiled from `traffic-ebpf`. `TRAFFIC_EBPF_BOOTSTRAP=1` tells a stable
+//!   compiler to accept what the BPF target needs, in this build alone;
+//! * neither: an empty stub, so that `cargo check` and the unit tests need no eBPF tool chain. The
+//!   binary says so when it is asked to attach.
+
+use std::{env, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use aya_build::{Package, Toolchain};
+
+const OBJECT: &str = "traffic-ebpf";
+
+fn main() -> Result<()> {
+    for name in ["TRAFFIC_EBPF_OBJECT", "TRAFFIC_EBPF_TOOLCHAIN", "TRAFFIC_EBPF_BOOTSTRAP"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    let embedded = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?).join(OBJECT);
+
+    if let Some(object) = env::var_os("TRAFFIC_EBPF_OBJECT") {
+        let object = PathBuf::from(object);
+        println!("cargo::rerun-if-changed={}", object.display());
+        fs::copy(&object, &embedded)
+            .with_context(|| format!("copy the eBPF object {}", object.display()))?;
+        return Ok(());
+    }
+    if let Some(toolchain) = env::var_os("TRAFFIC_EBPF_TOOLCHAIN") {
+        if env::var_os("TRAFFIC_EBPF_BOOTSTRAP").is_some() {
+            // SAFETY: a build script of one thread; nothing reads the environment at the same time.
+            unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+        }
+        let toolchain = toolchain.to_string_lossy();
+        let programs = Package {
+            name: "traffic-ebpf",
+            root_dir: "../traffic-ebpf",
+            no_default_features: true,
+            features: &["programs"],
+        };
+        return aya_build::build_ebpf([programs], Toolchain::Custom(&toolchain))
+            .context("compile the eBPF programs");
+    }
+    fs::write(&embedded, []).context("write the stub of the eBPF object")
+}

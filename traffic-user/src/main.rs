@@ -1,0 +1,2 @@
+//! The binary `traffic`.
+fn main() {}
