@@ -1,1 +1,7 @@
-//! x
+//! Counts the traffic of V2Ray and Xray servers: in the kernel per port, in the proxy per user.
+//!
+//! The data goes one way: a [`meter`] gives a snapshot, [`accounting`] joins and subtracts, `view`
+//! shows. `accounting` is pure; everything that touches the world is in the other modules.
+
+pub mod accounting;
+pub mod meter;

@@ -1,0 +1,247 @@
+//! One skb to one counter.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::__sk_buff,
+    helpers::generated::{bpf_get_smp_processor_id, bpf_skb_load_bytes},
+};
+use aya_log_ebpf::debug;
+use traffic_ebpf::{
+    abi::{self, Counters, port_index, skip},
+    packet::{self, Amount, Flow, Link, Offload, PacketReader, Parsed, Place, parse},
+};
+
+use crate::maps::{self, COUNTERS, FRAGMENTS, PORT_SLOT, SKIPPED};
+
+/// Index of the loopback device, the same in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Seen from this host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Input,
+    Output,
+}
+
+/// Counts one skb. Decides nothing about it.
+#[inline(always)]
+pub fn account(ctx: &impl EbpfContext, link: Link, direction: Direction) {
+    let skb = ctx.as_ptr().cast::<__sk_buff>();
+    let linear = Linear::of(skb);
+    let offload = offload(skb);
+    match parse(&linear, link, offload) {
+        Ok(parsed) => charge(ctx, &linear, parsed, direction),
+        // Rare: the headers lie outside the linear part, or the packet ends before them.
+        Err(packet::Truncated) => {
+            let whole = Whole(skb);
+            let parsed =
+                parse(&whole, link, offload).unwrap_or_else(|_| packet::truncated(&whole, link));
+            charge(ctx, &whole, parsed, direction);
+        }
+    }
+}
+
+/// Counts one skb at a cgroup, where traffic of the host with itself passes as well.
+#[inline(always)]
+pub fn account_socket(ctx: &impl EbpfContext, direction: Direction) {
+    let skb = ctx.as_ptr().cast::<__sk_buff>();
+    // SAFETY: the kernel gave the context.
+    let (ifindex, len) = (unsafe { (*skb).ifindex }, skb_len(skb));
+    if ifindex == LOOPBACK {
+        skipped(
+            skip::LOOPBACK,
+            Amount {
+                bytes: len as u64,
+                packets: 1,
+            },
+            direction,
+        );
+    } else {
+        account(ctx, Link::Bare, direction);
+    }
+}
+
+#[inline(always)]
+fn charge(ctx: &impl EbpfContext, pkt: &impl PacketReader, parsed: Parsed, direction: Direction) {
+    let flow = match parsed {
+        Parsed::Flow(flow) => flow,
+        Parsed::Skip { reason, amount } => return skipped(reason, amount, direction),
+    };
+    // Behind a read-only global that is 0 unless asked for, so that the verifier removes it.
+    debug!(
+        ctx,
+        "lane {} ports {} -> {}: {} bytes, {} packets",
+        flow.lane,
+        flow.source_port,
+        flow.destination_port,
+        flow.amount.bytes,
+        flow.amount.packets
+    );
+    let (slot_and_one, lane) = match flow.place {
+        Place::Whole => (slot_of(&flow, direction), flow.lane),
+        Place::First(of) => {
+            let slot = slot_of(&flow, direction);
+            if let Ok(key) = packet::fragment_key(pkt, of, direction as u8) {
+                let value = u32::from(slot) | u32::from(flow.lane) << 16;
+                // A full table evicts its oldest entry, so this fails only without memory; then
+                // the later fragments are counted as what they are, fragments without a first.
+                let _ = FRAGMENTS.insert(&key, &value, 0);
+            }
+            (slot, flow.lane)
+        }
+        Place::Later(of) => {
+            let first = packet::fragment_key(pkt, of, direction as u8)
+                .ok()
+                // SAFETY: the value is a `u32` that this program writes whole.
+                .and_then(|key| unsafe { FRAGMENTS.get(&key) }.copied());
+            match first {
+                Some(value) => (value as u16, (value >> 16) as u8),
+                None => return skipped(skip::FRAGMENT, flow.amount, direction),
+            }
+        }
+    };
+    if slot_and_one == 0 {
+        return skipped(skip::UNWATCHED, flow.amount, direction);
+    }
+    // SAFETY: the helper takes nothing and only reads the number of this CPU.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let slot = u32::from(slot_and_one) - 1;
+    let index = abi::counter_index(cpu, maps::slots(), slot, lane & 3);
+    if let Some(counters) = COUNTERS.get_ptr_mut(index) {
+        add(counters, flow.amount, direction);
+    }
+}
+
+/// `slot + 1` of the port that this host uses in the flow, or 0.
+#[inline(always)]
+fn slot_of(flow: &Flow, direction: Direction) -> u16 {
+    let port = match direction {
+        Direction::Input => flow.destination_port,
+        Direction::Output => flow.source_port,
+    };
+    let Some(table) = PORT_SLOT.get_ptr(0) else {
+        return 0;
+    };
+    let index = port_index(flow.lane & 2 != 0, port);
+    // SAFETY: the index is below `PORT_SLOTS` by construction, and the verifier checks it. User space
+    // changes entries while we read, each with one store of 16 bits.
+    unsafe { table.cast::<u16>().add(index).read() }
+}
+
+#[inline(always)]
+fn skipped(reason: u32, amount: Amount, direction: Direction) {
+    if let Some(counters) = SKIPPED.get_ptr_mut(reason) {
+        add(counters, amount, direction);
+    }
+}
+
+#[inline(always)]
+fn add(counters: *mut Counters, amount: Amount, direction: Direction) {
+    // SAFETY: a map gave `counters`, so it points at a live, aligned value.
+    let (bytes, packets) = unsafe {
+        match direction {
+            Direction::Input => (
+                &raw mut (*counters).input_bytes,
+                &raw mut (*counters).input_packets,
+            ),
+            Direction::Output => (
+                &raw mut (*counters).output_bytes,
+                &raw mut (*counters).output_packets,
+            ),
+        }
+    };
+    increase(bytes, amount.bytes);
+    increase(packets, amount.packets);
+}
+
+/// The one place that knows that BPF has no `AtomicU64::fetch_add`.
+#[inline(always)]
+fn increase(counter: *mut u64, by: u64) {
+    if maps::atomic() {
+        // SAFETY: `add` passes pointers into a live map value.
+        unsafe {
+            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+                counter, by,
+            );
+        }
+    } else {
+        // SAFETY: `add` passes pointers into a live map value that belongs to this CPU, and user
+        // space chose this branch because nothing interrupts the hook on its own CPU.
+        unsafe { *counter += by };
+    }
+}
+
+#[inline(always)]
+fn skb_len(skb: *const __sk_buff) -> usize {
+    // SAFETY: the kernel gave the context.
+    unsafe { (*skb).len as usize }
+}
+
+#[inline(always)]
+fn offload(skb: *const __sk_buff) -> Offload {
+    // SAFETY: the kernel gave the context.
+    let (segments, size) = unsafe { ((*skb).gso_segs, (*skb).gso_size) };
+    Offload { segments, size }
+}
+
+/// The linear part of an skb, read directly.
+struct Linear {
+    start: usize,
+    end: usize,
+    len: usize,
+}
+
+impl Linear {
+    #[inline(always)]
+    fn of(skb: *const __sk_buff) -> Self {
+        // SAFETY: the kernel gave the context.
+        let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+        Self {
+            start,
+            end,
+            len: skb_len(skb),
+        }
+    }
+}
+
+impl PacketReader for Linear {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let from = self.start + offset;
+        if from + N > self.end {
+            return None;
+        }
+        // SAFETY: the line above, and the verifier, keep `from..from + N` inside the linear part.
+        Some(unsafe { *(from as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// All of an skb, read by a helper that costs as much as the rest of the accounting together.
+struct Whole(*const __sk_buff);
+
+impl PacketReader for Whole {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0u8; N];
+        // SAFETY: the helper writes at most `N` bytes to `bytes`.
+        let result = unsafe {
+            bpf_skb_load_bytes(
+                self.0.cast(),
+                offset as u32,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            )
+        };
+        (result == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        skb_len(self.0)
+    }
+}

@@ -1,0 +1,7 @@
+//! The pure core: what the numbers mean and how they are joined and subtracted.
+//!
+//! No clock, file, socket, process, runtime or logging: values in, values out. It names no other
+//! module of this crate.
+
+pub mod ident;
+pub mod reading;
