@@ -1,1 +1,4 @@
-//! Fixtures.
+//! Fixtures: what the tests stand on, as values that clean up after themselves.
+
+pub mod bpf;
+pub mod need;
