@@ -134,16 +134,22 @@ impl Counters {
 
     /// The four values from a map's bytes, in the byte order of this machine.
     pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
-        let word = |at: usize| match bytes[at..].first_chunk() {
-            Some(word) => u64::from_ne_bytes(*word),
-            None => 0,
-        };
         Self {
-            input_bytes: word(0),
-            input_packets: word(8),
-            output_bytes: word(16),
-            output_packets: word(24),
+            input_bytes: u64_at(bytes, 0),
+            input_packets: u64_at(bytes, 8),
+            output_bytes: u64_at(bytes, 16),
+            output_packets: u64_at(bytes, 24),
         }
+    }
+
+    /// The map's bytes, in the byte order of this machine.
+    pub fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        let words = [self.input_bytes, self.input_packets, self.output_bytes, self.output_packets];
+        for (n, word) in words.iter().enumerate() {
+            put(&mut bytes, 8 * n, &word.to_ne_bytes());
+        }
+        bytes
     }
 
     /// Both added up; wraps as the kernel's counters do (after 584 years at 1 GB/s).
@@ -228,6 +234,89 @@ pub struct Meta {
     pub hook: u32,
     /// Size of one [`Group`].
     pub group_size: u32,
+    /// Inode of the network namespace that is counted.
+    pub netns: u64,
+    /// Whether numbers of older maps are still to be added: see [`carry`].
+    pub carry: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Values of [`Meta::carry`].
+pub mod carry {
+    /// Nothing was carried over: the last stripe is zero.
+    pub const NONE: u32 = 0;
+    /// These maps take over from others, whose numbers are not in them yet.
+    pub const PENDING: u32 = 1;
+    /// The last stripe holds what older maps had counted.
+    pub const DONE: u32 = 2;
+}
+
+impl Meta {
+    /// Size in the map.
+    pub const SIZE: usize = size_of::<Self>();
+
+    /// The map's bytes, in the byte order of this machine.
+    pub fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        for (at, word) in [(0, self.magic), (4, self.abi)] {
+            put(&mut bytes, at, &word.to_ne_bytes());
+        }
+        for (at, word) in [(8, self.epoch), (16, self.boot), (24, self.since), (64, self.netns)] {
+            put(&mut bytes, at, &word.to_ne_bytes());
+        }
+        let dimensions = [
+            self.slots,
+            self.stripes,
+            self.lanes,
+            self.counter_size,
+            self.slots_used,
+            self.reasons,
+            self.hook,
+            self.group_size,
+        ];
+        for (n, word) in dimensions.iter().enumerate() {
+            put(&mut bytes, 32 + 4 * n, &word.to_ne_bytes());
+        }
+        put(&mut bytes, 72, &self.carry.to_ne_bytes());
+        bytes
+    }
+
+    /// From a map's bytes. Says nothing about whether they are ours: look at `magic`.
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+        Self {
+            magic: u32_at(bytes, 0),
+            abi: u32_at(bytes, 4),
+            epoch: u64_at(bytes, 8),
+            boot: u64_at(bytes, 16),
+            since: u64_at(bytes, 24),
+            slots: u32_at(bytes, 32),
+            stripes: u32_at(bytes, 36),
+            lanes: u32_at(bytes, 40),
+            counter_size: u32_at(bytes, 44),
+            slots_used: u32_at(bytes, 48),
+            reasons: u32_at(bytes, 52),
+            hook: u32_at(bytes, 56),
+            group_size: u32_at(bytes, 60),
+            netns: u64_at(bytes, 64),
+            carry: u32_at(bytes, 72),
+            reserved: 0,
+        }
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    if let Some(place) = bytes.get_mut(at..at + value.len()) {
+        place.copy_from_slice(value);
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u32::from_ne_bytes(*word))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
 }
 
 /// Values of [`Meta::hook`].
@@ -259,6 +348,69 @@ pub struct Group {
     pub baseline: [Counters; LANES as usize],
 }
 
+impl Default for Group {
+    fn default() -> Self {
+        Self {
+            state: state::FREE,
+            text_len: 0,
+            reserved: 0,
+            text: [0; GROUP_TEXT],
+            baseline: [Counters::default(); LANES as usize],
+        }
+    }
+}
+
+impl Group {
+    /// Size in the map.
+    pub const SIZE: usize = size_of::<Self>();
+    const BASELINE: usize = 8 + GROUP_TEXT;
+
+    /// An active group. `None` when the text is longer than [`GROUP_TEXT`].
+    pub fn active(text: &str, baseline: [Counters; LANES as usize]) -> Option<Self> {
+        let mut group = Self { state: state::ACTIVE, baseline, ..Self::default() };
+        group.text.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        group.text_len = u16::try_from(text.len()).ok()?;
+        Some(group)
+    }
+
+    /// The group as `--ports` writes it; `None` when the bytes are no text.
+    pub fn text(&self) -> Option<&str> {
+        core::str::from_utf8(self.text.get(..usize::from(self.text_len))?).ok()
+    }
+
+    /// The map's bytes, in the byte order of this machine.
+    pub fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        put(&mut bytes, 0, &self.state.to_ne_bytes());
+        put(&mut bytes, 2, &self.text_len.to_ne_bytes());
+        put(&mut bytes, 8, &self.text);
+        for (n, counters) in self.baseline.iter().enumerate() {
+            put(&mut bytes, Self::BASELINE + n * Counters::SIZE, &counters.to_bytes());
+        }
+        bytes
+    }
+
+    /// From a map's bytes.
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+        let [s0, s1, l0, l1, ..] = *bytes;
+        let mut group = Self {
+            state: u16::from_ne_bytes([s0, s1]),
+            text_len: u16::from_ne_bytes([l0, l1]),
+            ..Self::default()
+        };
+        if let Some(text) = bytes.get(8..8 + GROUP_TEXT) {
+            group.text.copy_from_slice(text);
+        }
+        for (n, counters) in group.baseline.iter_mut().enumerate() {
+            let at = Self::BASELINE + n * Counters::SIZE;
+            if let Some(value) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+                *counters = Counters::from_bytes(value);
+            }
+        }
+        group
+    }
+}
+
 /// Values of [`Group::state`].
 pub mod state {
     /// Never used in this epoch.
@@ -272,7 +424,7 @@ pub mod state {
 const _: () = {
     assert!(size_of::<Counters>() == 32 && align_of::<Counters>() == 8);
     assert!(size_of::<FragmentKey>() == 40 && align_of::<FragmentKey>() == 4);
-    assert!(size_of::<Meta>() == 64 && align_of::<Meta>() == 8);
+    assert!(size_of::<Meta>() == 80 && align_of::<Meta>() == 8);
     assert!(size_of::<Group>() == 384 && align_of::<Group>() == 8);
     assert!(PORT_SLOTS * size_of::<u16>() == 256 * 1024);
 };
@@ -311,6 +463,35 @@ mod tests {
         };
         assert_eq!(counters, want);
         assert_eq!(counters.plus(want).minus(want), want);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let meta = Meta {
+            magic: MAGIC,
+            abi: 2,
+            epoch: 3,
+            boot: 4,
+            since: 5,
+            slots: 6,
+            stripes: 7,
+            lanes: 8,
+            counter_size: 9,
+            slots_used: 10,
+            reasons: 11,
+            hook: 12,
+            group_size: 13,
+            netns: 14,
+            carry: 15,
+            reserved: 0,
+        };
+        assert_eq!(Meta::from_bytes(&meta.to_bytes()), meta);
+        let counters =
+            Counters { input_bytes: 1, input_packets: 2, output_bytes: 3, output_packets: 4 };
+        let group = Group::active("443/tcp=web", [counters; 4]).unwrap();
+        assert_eq!(Group::from_bytes(&group.to_bytes()), group);
+        assert_eq!(group.text(), Some("443/tcp=web"));
+        assert_eq!(Group::active(&"x".repeat(GROUP_TEXT + 1), [counters; 4]), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a meter says at one time.
 
+use std::sync::Arc;
+
 use super::ident::Group;
 
 /// One life of a counter, from zero. Two readings may be subtracted only inside one epoch.
@@ -130,7 +132,7 @@ impl Lanes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupReading {
     /// Which group.
-    pub group: Group,
+    pub group: Arc<Group>,
     /// Its lanes, cumulative.
     pub lanes: Lanes,
     /// Whether it is still watched; numbers of one that is not stand still.
