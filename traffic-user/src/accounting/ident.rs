@@ -319,7 +319,7 @@ fn port(text: &str) -> Result<u16, GroupError> {
 }
 
 /// A piece of foreign text, safe to print and short.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars()
         .take(40)
         .collect::<String>()

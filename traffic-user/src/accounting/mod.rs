@@ -3,5 +3,9 @@
 //! No clock, file, socket, process, runtime or logging: values in, values out. It names no other
 //! module of this crate.
 
+pub mod anomaly;
+pub mod delta;
+pub mod frame;
 pub mod ident;
 pub mod reading;
+pub mod units;
