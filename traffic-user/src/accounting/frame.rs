@@ -309,7 +309,12 @@ mod tests {
         assert_eq!(anomalies, [Anomaly::Silent { meter: "nft" }]);
 
         let before = silent.following(both());
-        let again = frame([snapshot("nft", Layer::L3Skb, 2, &[("443", 30), ("53/tcp", 3)])]);
+        let again = frame([snapshot(
+            "nft",
+            Layer::L3Skb,
+            2,
+            &[("443", 30), ("53/tcp", 3)],
+        )]);
         let (deltas, _) = again.since(Some(&before), |_| First::Baseline);
         assert_eq!(deltas[0].total().bytes(), 21);
     }
