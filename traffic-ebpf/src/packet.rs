@@ -25,6 +25,8 @@ pub const MAX_EXTENSIONS: usize = 8;
 /// Bytes of the transport header that must be there. A legal UDP datagram, TCP segment or first
 /// fragment carries at least these.
 const L4_LEAST: usize = 8;
+/// A whole TCP header without options.
+const TCP_LEAST: usize = 20;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -320,7 +322,12 @@ fn ipv6(pkt: &impl PacketReader, l3: usize, offload: Offload) -> Result<Parsed, 
     let mut at = l3 + IPV6_HEADER;
     let mut place = Place::Whole;
     for _ in 0..=MAX_EXTENSIONS {
-        if matches!(next, TCP | UDP) || matches!(place, Place::Later(_)) {
+        let followed = matches!(
+            next,
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT
+        );
+        // What follows a later fragment's header is payload, whatever it looks like.
+        if matches!(next, TCP | UDP) || followed && matches!(place, Place::Later(_)) {
             let ip = Ip {
                 l3,
                 header_len: at - l3,
@@ -331,12 +338,10 @@ fn ipv6(pkt: &impl PacketReader, l3: usize, offload: Offload) -> Result<Parsed, 
             };
             return transport(pkt, next, ip, offload);
         }
-        let header: [u8; 2] = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => {
-                pkt.read(at).ok_or(Truncated)?
-            }
-            _ => return Ok(skipped(skip::OTHER, length)),
-        };
+        if !followed {
+            return Ok(skipped(skip::OTHER, length));
+        }
+        let header: [u8; 2] = pkt.read(at).ok_or(Truncated)?;
         let size = match next {
             AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
             FRAGMENT => {
@@ -400,6 +405,10 @@ fn transport(
         place,
     } = ip;
     let bytes = (length - unseen) as u64;
+    // Cannot be in IPv4; in IPv6 the headers may be longer than the payload that they are part of.
+    if length < header_len {
+        return Ok(skipped(skip::MALFORMED, length));
+    }
     if let Place::Later(_) = place {
         let amount = Amount { bytes, packets: 1 };
         let flow = Flow {
@@ -420,14 +429,18 @@ fn transport(
 
     let mut amount = Amount { bytes, packets: 1 };
     if offload.in_use() {
-        let l4_len = if udp {
-            L4_LEAST
+        let (least, l4_len) = if udp {
+            (L4_LEAST, L4_LEAST)
         } else {
             let [offset] = pkt.read(l4 + 12).ok_or(Truncated)?;
-            usize::from(offset >> 4) * 4
+            (TCP_LEAST, usize::from(offset >> 4) * 4)
         };
+        // Segments cannot be told from a header that contradicts itself.
+        if l4_len < least || length < header_len + l4_len {
+            return Ok(skipped(skip::MALFORMED, length));
+        }
         let headers = (header_len - unseen + l4_len) as u64;
-        amount.packets = offload.count(bytes.saturating_sub(headers));
+        amount.packets = offload.count(bytes - headers);
         amount.bytes = bytes + (amount.packets - 1) * headers;
     }
     Ok(Parsed::Flow(Flow {
