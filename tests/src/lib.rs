@@ -1,4 +1,6 @@
 //! Fixtures: what the tests stand on, as values that clean up after themselves.
 
 pub mod bpf;
+pub mod corpus;
 pub mod need;
+pub mod random;
