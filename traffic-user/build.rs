@@ -17,11 +17,16 @@ use aya_build::{Package, Toolchain};
 const OBJECT: &str = "traffic-ebpf";
 
 fn main() -> Result<()> {
-    for name in ["TRAFFIC_EBPF_OBJECT", "TRAFFIC_EBPF_TOOLCHAIN", "TRAFFIC_EBPF_BOOTSTRAP"] {
+    for name in [
+        "TRAFFIC_EBPF_OBJECT",
+        "TRAFFIC_EBPF_TOOLCHAIN",
+        "TRAFFIC_EBPF_BOOTSTRAP",
+    ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=build.rs");
-    let embedded = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?).join(OBJECT);
+    let embedded =
+        PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?).join(OBJECT);
 
     if let Some(object) = env::var_os("TRAFFIC_EBPF_OBJECT") {
         let object = PathBuf::from(object);

@@ -4,4 +4,8 @@
 //! shows. `accounting` is pure; everything that touches the world is in the other modules.
 
 pub mod accounting;
+pub mod cli;
+mod daemon;
 pub mod meter;
+mod state;
+pub mod view;

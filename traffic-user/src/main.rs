@@ -1,2 +1,31 @@
-//! The binary `traffic`.
-fn main() {}
+//! The binary `traffic`: exit codes and how errors are printed, nothing else.
+
+use std::{io, process::ExitCode};
+
+use traffic_user::{cli, meter::MeterError};
+
+/// 0 done; 1 done, and a limit or check is over; 2 could not.
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(code) => code,
+        // The reader went away, as in `traffic dump | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("traffic: {error:#}");
+            let remedy = error
+                .chain()
+                .find_map(|cause| cause.downcast_ref::<MeterError>()?.remedy());
+            if let Some(remedy) = remedy {
+                eprintln!("  remedy: {remedy}");
+            }
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -393,10 +393,59 @@ impl Groups {
         Self::new(entries.map(str::parse).collect::<Result<_, _>>()?, limit)
     }
 
+    /// These and, from `more`, every port that is not counted yet.
+    ///
+    /// A group of `more` is taken with the ports and transports that none of these has; what is
+    /// counted already stays where it is.
+    #[must_use]
+    pub fn extended_by(&self, more: &[Group]) -> Self {
+        let mut groups = self.0.clone();
+        for group in more {
+            let counted = |transport: fn(Transport) -> bool| {
+                groups.iter().any(|known| {
+                    transport(known.transport)
+                        && known
+                            .ranges
+                            .iter()
+                            .any(|a| group.ranges.iter().any(|b| a.overlaps(*b)))
+                })
+            };
+            let tcp = group.transport.tcp() && !counted(Transport::tcp);
+            let udp = group.transport.udp() && !counted(Transport::udp);
+            let transport = match (tcp, udp) {
+                (true, true) => Transport::Both,
+                (true, false) => Transport::Tcp,
+                (false, true) => Transport::Udp,
+                (false, false) => continue,
+            };
+            groups.push(Group {
+                transport,
+                ..group.clone()
+            });
+        }
+        Self(groups)
+    }
+
     /// The key of each group in the outputs: its ports, and its transport as well where another
     /// group has the same ports (`443/tcp` beside `443/udp`).
     pub fn key(&self, group: &Group) -> String {
         key(group, &self.0)
+    }
+
+    /// Groups of which nobody asks whether they get in one another's way.
+    pub fn unchecked(groups: Vec<Group>) -> Self {
+        Self(groups)
+    }
+
+    /// Whether any of these counts a port and transport of `group`.
+    pub fn meets(&self, group: &Group) -> bool {
+        self.0.iter().any(|other| {
+            other.transport.shared_with(group.transport).is_some()
+                && other
+                    .ranges
+                    .iter()
+                    .any(|a| group.ranges.iter().any(|b| a.overlaps(*b)))
+        })
     }
 
     /// In the order given.

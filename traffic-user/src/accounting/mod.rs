@@ -8,4 +8,5 @@ pub mod delta;
 pub mod frame;
 pub mod ident;
 pub mod reading;
+pub mod report;
 pub mod units;

@@ -1,3 +1,12 @@
-//! Where counters come from.
+//! Where counters come from: the kernel's meters, facts of this host, and the choice among them.
 
+pub mod devices;
 pub mod ebpf;
+mod error;
+pub mod host;
+pub mod listening;
+mod lock;
+mod netlink;
+
+pub use error::MeterError;
+pub use lock::{Lock, netns};

@@ -1,4 +1,626 @@
 //! The kernel's meter: eBPF programs at tcx, tc or a cgroup.
+//!
+//! [`EbpfMeter`] counts for as long as it lives, or, where it was told to persist, for as long as its
+//! pins do. [`Pinned`] reads such pins without any daemon. aya and the mapping of the counters are
+//! used below this module and nowhere else.
+
+mod attach;
+mod clsact;
+mod load;
+mod mapping;
+mod maps;
+mod pins;
+mod slots;
+mod sys;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use aya::Ebpf;
+use traffic_ebpf::abi::{self, ABI_VERSION, LANES, MAGIC, MAX_SLOTS, Meta, hook, programs, skip};
+
+use self::{attach::Attachments, load::Parameters, maps::Maps, pins::Pins};
+use super::{
+    devices::{Choice, Device, Facts},
+    error::MeterError,
+    host::{self, Trial},
+    lock,
+};
+use crate::accounting::{
+    ident::{Group, Groups},
+    reading::{Coverage, Snapshot},
+};
+
+pub use pins::DEFAULT_PINS;
 
 /// The compiled programs; empty when this binary was built without an eBPF tool chain.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/traffic-ebpf"));
+
+/// Slots of the smallest set of maps. A few hundred KiB, and room for groups that come later.
+const LEAST_SLOTS: u32 = 1024;
+
+/// Where the programs stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// tcx links (kernel 6.6 and later).
+    Tcx,
+    /// A clsact qdisc with direct-action filters.
+    Tc,
+    /// `cgroup_skb` at a cgroup2 folder.
+    Cgroup,
+}
+
+impl Hook {
+    /// In the order in which `auto` tries them.
+    pub const ALL: [Self; 3] = [Self::Tcx, Self::Tc, Self::Cgroup];
+
+    /// As the outputs write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Tc => "tc",
+            Self::Cgroup => "cgroup",
+        }
+    }
+
+    const fn number(self) -> u32 {
+        match self {
+            Self::Tcx => hook::TCX,
+            Self::Tc => hook::TC,
+            Self::Cgroup => hook::CGROUP,
+        }
+    }
+
+    fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.number() == number)
+    }
+}
+
+/// How to count.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `None` takes the best that works.
+    pub hook: Option<Hook>,
+    /// Folder in cgroup2 for [`Hook::Cgroup`]; `None` is its root.
+    pub cgroup: Option<PathBuf>,
+    /// Go on counting when this process ends, and take over what an earlier one left.
+    pub persist: bool,
+    /// Folder of the pins on bpffs.
+    pub pins: PathBuf,
+    /// Log each packet.
+    pub log: bool,
+}
+
+/// The running meter.
+pub struct EbpfMeter {
+    // Dropped in this order: first nothing is attached any more, then the programs and maps go.
+    attachments: Attachments,
+    maps: Maps,
+    ebpf: Ebpf,
+    hook: Hook,
+    passed_over: Vec<(Hook, String)>,
+    log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    gap_noted: bool,
+}
+
+impl EbpfMeter {
+    /// Loads the programs and begins (or goes on) to count `groups`; on devices only once
+    /// [`count_on`](Self::count_on) names them.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Denied`] names the capability that is missing; [`MeterError::Unsupported`] says
+    /// why no hook works; [`MeterError::OtherPins`] when pins of another kind are in the way; and
+    /// whatever the kernel says. Nothing is left attached then.
+    pub fn start(options: &Options, groups: &Groups) -> Result<Self, MeterError> {
+        if OBJECT.is_empty() {
+            return Err(MeterError::Stub);
+        }
+        let missing = host::missing_capabilities();
+        if !missing.is_empty() {
+            let capability = missing.join(", ");
+            return Err(MeterError::Denied {
+                doing: "count in the kernel",
+                capability,
+            });
+        }
+        let pins = Pins::new(&options.pins);
+        let mut meter = match found_pins(options, &pins)? {
+            Some(found) => Self::adopt(options, &pins, found, groups)?,
+            None => Self::fresh(options, &pins, groups)?,
+        };
+        if options.log {
+            meter.log = aya_log::EbpfLogger::init(&mut meter.ebpf)
+                .inspect_err(|error| tracing::warn!(%error, "packets are not logged"))
+                .ok();
+        }
+        Ok(meter)
+    }
+
+    fn fresh(options: &Options, pins: &Pins, groups: &Groups) -> Result<Self, MeterError> {
+        if options.persist {
+            pins.prepare()?;
+        } else {
+            // What a killed run left on clsact counts into maps that nobody can read any more.
+            for gone in attach::sweep(&Facts::gather()?.devices, false)? {
+                tracing::info!(%gone, "removed what an earlier run left behind");
+            }
+        }
+        let started = Self::fresh_in(options, pins, groups);
+        if started.is_err() && options.persist {
+            // Half a set would look like a whole one at the next start.
+            let _ = pins.remove(false);
+        }
+        started
+    }
+
+    fn fresh_in(options: &Options, pins: &Pins, groups: &Groups) -> Result<Self, MeterError> {
+        let slots = slots_for(groups.len());
+        let folder = options.persist.then(|| pins.maps());
+        let load = |hook| {
+            load::object(Parameters {
+                hook,
+                slots,
+                log: options.log,
+                pins: folder.as_deref(),
+            })
+        };
+        // tcx and tc share programs and globals; a cgroup wants atomic adds.
+        let first = options.hook.unwrap_or(Hook::Tcx);
+        let mut ebpf = load(first)?;
+        let (hook, passed_over) = match options.hook {
+            Some(hook) => (hook, Vec::new()),
+            None => best_hook(&mut ebpf, options.cgroup.as_deref())?,
+        };
+        if (hook == Hook::Cgroup) != (first == Hook::Cgroup) {
+            drop(ebpf);
+            if options.persist {
+                pins.remove(false)?;
+                pins.prepare()?;
+            }
+            ebpf = load(hook)?;
+        }
+        let mut maps = Maps::take(&mut ebpf, describe(hook, slots)?)?;
+        maps.watch(groups)?;
+        let links = options.persist.then(|| pins.links());
+        let mut meter = Self {
+            attachments: Attachments::new(hook, links),
+            maps,
+            ebpf,
+            hook,
+            passed_over,
+            log: None,
+            gap_noted: false,
+        };
+        meter.enter_cgroup(options)?;
+        Ok(meter)
+    }
+
+    /// Goes on with pinned maps. The programs of this version take the place of the old ones.
+    fn adopt(
+        options: &Options,
+        pins: &Pins,
+        found: Maps,
+        groups: &Groups,
+    ) -> Result<Self, MeterError> {
+        pins.prepare()?;
+        let hook = Hook::from_number(found.meta().hook).unwrap_or(Hook::Tcx);
+        let present = Facts::gather()?.devices;
+        let mut attachments = Attachments::new(hook, Some(pins.links()));
+        let fits = found.fits(groups);
+        let (ebpf, maps) = if found.meta().abi == ABI_VERSION
+            && found.meta().stripes == load::stripes()?
+            && fits
+            && !pins.next().exists()
+        {
+            let slots = found.meta().slots;
+            drop(found);
+            let folder = pins.maps();
+            let parameters = Parameters {
+                hook,
+                slots,
+                log: options.log,
+                pins: Some(folder.as_path()),
+            };
+            let mut ebpf = load::object(parameters)?;
+            let maps = Maps::take(&mut ebpf, describe(hook, slots)?)?;
+            attachments.adopt(&mut ebpf, &present)?;
+            (ebpf, maps)
+        } else {
+            let room = if fits {
+                groups.len()
+            } else {
+                groups.len() + found.used()
+            };
+            carry_over(
+                options,
+                pins,
+                &found,
+                &mut attachments,
+                &present,
+                hook,
+                room,
+            )?
+        };
+        let mut meter = Self {
+            attachments,
+            maps,
+            ebpf,
+            hook,
+            passed_over: Vec::new(),
+            log: None,
+            gap_noted: false,
+        };
+        meter.maps.watch(groups)?;
+        meter.enter_cgroup(options)?;
+        Ok(meter)
+    }
+
+    fn enter_cgroup(&mut self, options: &Options) -> Result<(), MeterError> {
+        if self.hook != Hook::Cgroup {
+            return Ok(());
+        }
+        let path = cgroup_path(options.cgroup.as_deref())?;
+        self.attachments.put_on_cgroup(&mut self.ebpf, &path)
+    }
+
+    /// Counts on the chosen devices and no others. At a cgroup, where devices do not matter, does
+    /// nothing. Gives what could not be attached; the rest counts.
+    pub fn count_on(&mut self, choice: &Choice) -> Vec<MeterError> {
+        if self.hook == Hook::Cgroup {
+            return Vec::new();
+        }
+        self.attachments.sync(&mut self.ebpf, &choice.devices)
+    }
+
+    /// Watches these groups and no others. Groups that stay do not miss a packet.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Full`] when they do not fit in the slots that are left; nothing changes then.
+    pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
+        self.maps.watch(groups)
+    }
+
+    /// Groups that are watched now.
+    pub fn watched(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.maps.watched()
+    }
+
+    /// The hook in use.
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// Hooks that `auto` would have preferred, and why they are not used.
+    pub fn passed_over(&self) -> &[(Hook, String)] {
+        &self.passed_over
+    }
+
+    /// Devices that are counted now; none at a cgroup.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.attachments.devices()
+    }
+
+    /// Reads all counters. Resets nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Map`].
+    pub fn read(&mut self) -> Result<Snapshot, MeterError> {
+        if self.attachments.missed() && !self.gap_noted {
+            self.maps.set_meta(|meta| meta.gap = 1)?;
+            self.gap_noted = true;
+        }
+        self.maps
+            .snapshot(self.hook.name(), coverage(self.maps.meta()))
+    }
+
+    /// Sums of all counters of all groups, as words, into a buffer that is used again: what
+    /// [`read`](Self::read) costs without making a snapshot. For measurements.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Map`].
+    pub fn sum_into(&self, sums: &mut Vec<u64>) -> Result<(), MeterError> {
+        self.maps.sum_into(sums)
+    }
+
+    /// Hands what the programs logged to the `log` facade.
+    pub fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+}
+
+/// Puts programs and maps of this version in the place of pinned ones with another ABI or too little
+/// room, and adds up both. Picks up where a change-over that was cut short stopped.
+fn carry_over(
+    options: &Options,
+    pins: &Pins,
+    older: &Maps,
+    attachments: &mut Attachments,
+    present: &[Device],
+    hook: Hook,
+    room: usize,
+) -> Result<(Ebpf, Maps), MeterError> {
+    let folder = pins.next();
+    pins::make_folder(&folder)?;
+    let begun = Maps::pinned(&folder).ok().map(|maps| *maps.meta());
+    let slots = match begun {
+        Some(meta) => meta.slots,
+        None => {
+            // A set without a description was given up before anything used it.
+            for name in abi::maps::PINNED {
+                let _ = std::fs::remove_file(folder.join(name));
+            }
+            slots_for(room).max(older.meta().slots)
+        }
+    };
+    let parameters = Parameters {
+        hook,
+        slots,
+        log: options.log,
+        pins: Some(&folder),
+    };
+    let mut ebpf = load::object(parameters)?;
+    let fresh = Meta {
+        epoch: older.meta().epoch,
+        since: older.meta().since,
+        gap: older.meta().gap,
+        carry: abi::carry::PENDING,
+        ..describe(hook, slots)?
+    };
+    let mut maps = Maps::take(&mut ebpf, fresh)?;
+    maps.inherit(older)?;
+    attachments.adopt(&mut ebpf, present)?;
+    // From here on nothing adds to the older maps.
+    sys::wait_for_running_programs();
+    maps.carry_over(older)?;
+    pins.promote_next()?;
+    tracing::info!(
+        from_abi = older.meta().abi,
+        abi = ABI_VERSION,
+        slots,
+        "counters carried over to new maps"
+    );
+    Ok((ebpf, maps))
+}
+
+/// Pinned maps that a start may go on with. `None` when it begins anew.
+fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError> {
+    // A change-over that ended before its last step.
+    let next = Maps::pinned(&pins.next()).ok();
+    if next.is_some_and(|next| next.meta().carry == abi::carry::DONE) {
+        pins.promote_next()?;
+    }
+    if !pins.exist() {
+        return Ok(None);
+    }
+    let found = Maps::pinned(&pins.maps())?;
+    let other = |reason: String| MeterError::OtherPins {
+        path: pins.root().into(),
+        reason,
+    };
+    let meta = found.meta();
+    if meta.netns != lock::netns()? {
+        return if options.persist {
+            Err(other("count another network namespace".into()))
+        } else {
+            Ok(None)
+        };
+    }
+    if !options.persist {
+        return Err(other(
+            "go on counting; run with --persist to take them over".into(),
+        ));
+    }
+    match (Hook::from_number(meta.hook), options.hook) {
+        (Some(found), Some(wanted)) if found != wanted => {
+            let (found, wanted) = (found.name(), wanted.name());
+            Err(other(format!(
+                "count at {found}, and --meter {wanted} was asked for"
+            )))
+        }
+        _ => Ok(Some(found)),
+    }
+}
+
+fn best_hook(
+    ebpf: &mut Ebpf,
+    cgroup: Option<&Path>,
+) -> Result<(Hook, Vec<(Hook, String)>), MeterError> {
+    let mut trials = Vec::new();
+    for hook in Hook::ALL {
+        let result = try_hook(ebpf, hook, cgroup);
+        let works = result.is_ok();
+        trials.push((hook, result));
+        if works {
+            break;
+        }
+    }
+    host::choose(&trials).map_err(|reasons| MeterError::Unsupported {
+        feature: "counting with eBPF",
+        reason: reasons
+            .iter()
+            .map(|(hook, reason)| format!("{}: {reason}", hook.name()))
+            .collect::<Vec<_>>()
+            .join("; "),
+    })
+}
+
+fn try_hook(ebpf: &mut Ebpf, hook: Hook, cgroup: Option<&Path>) -> Result<(), String> {
+    match hook {
+        Hook::Tcx | Hook::Tc => {
+            let program = load::classifier(ebpf, programs::ETHERNET_IN)
+                .map_err(|error| attach::chain(&error))?;
+            attach::try_hook(program, hook)
+        }
+        Hook::Cgroup => {
+            load::cgroup_skb(ebpf, programs::CGROUP_IN).map_err(|error| attach::chain(&error))?;
+            let path = cgroup_path(cgroup).map_err(|error| error.to_string())?;
+            Attachments::new(hook, None)
+                .put_on_cgroup(ebpf, &path)
+                .map_err(|error| attach::chain(&error))
+        }
+    }
+}
+
+/// Tries every hook, and loads every program: for `doctor`.
+///
+/// # Errors
+///
+/// When not even the maps can be made.
+pub fn try_all(cgroup: Option<&Path>) -> Result<Vec<Trial>, MeterError> {
+    let parameters = Parameters {
+        hook: Hook::Cgroup,
+        slots: 1,
+        log: false,
+        pins: None,
+    };
+    let mut ebpf = load::object(parameters)?;
+    load::all(&mut ebpf)?;
+    Ok(Hook::ALL
+        .into_iter()
+        .map(|hook| (hook, try_hook(&mut ebpf, hook, cgroup)))
+        .collect())
+}
+
+fn cgroup_path(wanted: Option<&Path>) -> Result<PathBuf, MeterError> {
+    let root = host::cgroup2();
+    match (wanted, root) {
+        (Some(path), Some(root)) if path.starts_with(&root) && path.is_dir() => Ok(path.into()),
+        (Some(path), _) => Err(MeterError::NoCgroup {
+            path: path.display().to_string(),
+        }),
+        (None, Some(root)) => Ok(root),
+        (None, None) => Err(MeterError::NoCgroup {
+            path: "any mount of /proc/mounts".into(),
+        }),
+    }
+}
+
+fn slots_for(groups: usize) -> u32 {
+    let groups = u32::try_from(groups).unwrap_or(MAX_SLOTS);
+    // A quarter more than asked for, so that a few can come without moving to larger maps.
+    groups
+        .saturating_add(groups / 4)
+        .next_power_of_two()
+        .clamp(LEAST_SLOTS, MAX_SLOTS)
+}
+
+fn describe(hook: Hook, slots: u32) -> Result<Meta, MeterError> {
+    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    Ok(Meta {
+        magic: MAGIC,
+        abi: ABI_VERSION,
+        epoch: host::random(),
+        boot: host::boot_id(),
+        since,
+        slots,
+        stripes: load::stripes()?,
+        lanes: LANES,
+        counter_size: size(abi::Counters::SIZE),
+        slots_used: 0,
+        reasons: skip::REASONS,
+        hook: hook.number(),
+        group_size: size(abi::Group::SIZE),
+        netns: lock::netns()?,
+        carry: abi::carry::NONE,
+        gap: 0,
+    })
+}
+
+fn coverage(meta: &Meta) -> Coverage {
+    if meta.gap == 0 {
+        Coverage::Complete
+    } else {
+        Coverage::Gap
+    }
+}
+
+/// Counters that go on under their pins, opened for reading, without any daemon.
+pub struct Pinned {
+    maps: Maps,
+    pins: Pins,
+    hook: Hook,
+}
+
+impl Pinned {
+    /// Opens what is pinned below `folder`; `None` when nothing is.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Foreign`] when it is not ours, [`MeterError::Denied`] without the rights.
+    pub fn open(folder: &Path) -> Result<Option<Self>, MeterError> {
+        let pins = Pins::new(folder);
+        if !pins.exist() {
+            return Ok(None);
+        }
+        let maps = Maps::pinned(&pins.maps()).map_err(|error| match load::denied(&error) {
+            true => MeterError::Denied {
+                doing: "open the pinned maps",
+                capability: "CAP_BPF".into(),
+            },
+            false => error,
+        })?;
+        let number = maps.meta().hook;
+        let hook = Hook::from_number(number).ok_or_else(|| MeterError::Foreign {
+            path: folder.into(),
+            reason: format!("its hook {number} is not known to this version"),
+        })?;
+        Ok(Some(Self { maps, pins, hook }))
+    }
+
+    /// Reads all counters. Resets nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Map`].
+    pub fn read(&self) -> Result<Snapshot, MeterError> {
+        self.maps
+            .snapshot(self.hook.name(), coverage(self.maps.meta()))
+    }
+
+    /// Devices that are counted, as far as they are in this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`].
+    pub fn devices(&self) -> Result<Vec<Device>, MeterError> {
+        let present = Facts::gather()?.devices;
+        attach::counted(self.hook, &self.pins.links(), present)
+    }
+
+    /// The hook in use.
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+}
+
+/// Takes off all of ours in this network namespace: pins, links, filters, and qdiscs that we made.
+/// Gives a line for each thing; with `dry_run` only says them.
+///
+/// # Errors
+///
+/// What the kernel says; what could be removed before is removed.
+pub fn clean(folder: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
+    let pins = Pins::new(folder);
+    let mut said = pins.remove(dry_run)?;
+    said.extend(attach::sweep(&Facts::gather()?.devices, dry_run)?);
+    Ok(said)
+}
+
+/// Whether `path`, or the nearest folder above it that exists, is on bpffs.
+pub fn is_on_bpffs(path: &Path) -> bool {
+    path.ancestors()
+        .find(|path| path.is_dir())
+        .is_some_and(pins::is_bpffs)
+}

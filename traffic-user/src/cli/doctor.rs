@@ -1,0 +1,303 @@
+//! `traffic doctor`: facts of this host, which meter would be used and why, each with its remedy.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{Global, host, print};
+use crate::{
+    meter::{
+        MeterError,
+        devices::{Facts, Wanted, choose},
+        ebpf::{self, Hook, OBJECT, Pinned},
+        host as facts,
+        listening::listening,
+    },
+    view::json::JSON_VERSION,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Folder in cgroup2 to try the cgroup meter at. Without it: its root
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<std::path::PathBuf>,
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    Info,
+    Fail,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    status: Status,
+    found: String,
+    remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            name,
+            status: Status::Ok,
+            found: found.into(),
+            remedy: None,
+        }
+    }
+
+    fn info(name: &'static str, found: impl Into<String>, remedy: &str) -> Self {
+        let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
+        Self {
+            name,
+            status: Status::Info,
+            found: found.into(),
+            remedy,
+        }
+    }
+
+    fn fail(
+        name: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<Option<String>>,
+    ) -> Self {
+        Self {
+            name,
+            status: Status::Fail,
+            found: found.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn failed(name: &'static str, error: MeterError) -> Self {
+        let remedy = error.remedy();
+        Self::fail(name, format!("{:#}", anyhow::Error::from(error)), remedy)
+    }
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    jsonversion: &'static str,
+    host: String,
+    version: &'static str,
+    meter: Option<&'static str>,
+    checks: &'a [Check],
+}
+
+pub(super) fn run(global: &Global, args: &Args) -> Result<ExitCode> {
+    let mut checks = vec![
+        Check::ok("kernel", facts::kernel()),
+        object(),
+        capabilities(),
+    ];
+    let (meter, hooks) = hooks(args);
+    checks.extend(hooks);
+    checks.push(cgroup2());
+    checks.push(bpffs(global));
+    checks.extend(devices());
+    checks.push(ports());
+    checks.push(pins(global));
+    checks.push(leftovers(global));
+    let failed = checks.iter().any(|check| check.status == Status::Fail);
+    if global.json {
+        let document = Document {
+            jsonversion: JSON_VERSION,
+            host: host(),
+            version: env!("CARGO_PKG_VERSION"),
+            meter: meter.map(Hook::name),
+            checks: &checks,
+        };
+        print(&format!("{}\n", serde_json::to_string(&document)?))?;
+    } else {
+        print(&text(meter, &checks))?;
+    }
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+fn text(meter: Option<Hook>, checks: &[Check]) -> String {
+    let mut text = String::new();
+    for Check {
+        name,
+        status,
+        found,
+        remedy,
+    } in checks
+    {
+        let mark = match status {
+            Status::Ok => "ok  ",
+            Status::Info => "-   ",
+            Status::Fail => "FAIL",
+        };
+        text.push_str(&format!("{mark}  {name:<12}  {found}\n"));
+        if let Some(remedy) = remedy {
+            text.push_str(&format!("                    remedy: {remedy}\n"));
+        }
+    }
+    match meter {
+        Some(hook) => text.push_str(&format!(
+            "\n`traffic run` would count at {}.\n",
+            hook.name()
+        )),
+        None => text.push_str("\n`traffic run` cannot count here.\n"),
+    }
+    text
+}
+
+fn object() -> Check {
+    if OBJECT.is_empty() {
+        Check::failed("programs", MeterError::Stub)
+    } else {
+        Check::ok(
+            "programs",
+            format!("{} KiB of eBPF inside", OBJECT.len() / 1024),
+        )
+    }
+}
+
+fn capabilities() -> Check {
+    let missing = facts::missing_capabilities();
+    if missing.is_empty() {
+        Check::ok(
+            "capabilities",
+            "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)",
+        )
+    } else {
+        let capability = missing.join(", ");
+        Check::failed(
+            "capabilities",
+            MeterError::Denied {
+                doing: "count in the kernel",
+                capability,
+            },
+        )
+    }
+}
+
+fn hooks(args: &Args) -> (Option<Hook>, Vec<Check>) {
+    let name = |hook| match hook {
+        Hook::Tcx => "hook tcx",
+        Hook::Tc => "hook tc",
+        Hook::Cgroup => "hook cgroup",
+    };
+    match ebpf::try_all(args.cgroup.as_deref()) {
+        Err(error) => (None, vec![Check::failed("hooks", error)]),
+        Ok(trials) => {
+            let chosen = facts::choose(&trials).ok().map(|(hook, _)| hook);
+            let checks = trials
+                .into_iter()
+                .map(|(hook, result)| match result {
+                    Ok(()) if Some(hook) == chosen => {
+                        Check::ok(name(hook), "works; chosen by auto")
+                    }
+                    Ok(()) => Check::ok(name(hook), "works"),
+                    Err(reason) if chosen.is_some() => Check::info(name(hook), reason, ""),
+                    Err(reason) => Check::fail(name(hook), reason, None),
+                })
+                .collect();
+            (chosen, checks)
+        }
+    }
+}
+
+fn cgroup2() -> Check {
+    match facts::cgroup2() {
+        Some(path) => Check::ok("cgroup2", format!("at {}", path.display())),
+        None => Check::info("cgroup2", "not mounted", "needed for --meter cgroup only"),
+    }
+}
+
+fn bpffs(global: &Global) -> Check {
+    if ebpf::is_on_bpffs(&global.pins) {
+        Check::ok("bpffs", format!("{} can hold pins", global.pins.display()))
+    } else {
+        Check::info(
+            "bpffs",
+            format!("{} is not on bpffs", global.pins.display()),
+            "needed for --persist only, which mounts it at /sys/fs/bpf",
+        )
+    }
+}
+
+fn devices() -> Vec<Check> {
+    let gathered = match Facts::gather() {
+        Ok(gathered) => gathered,
+        Err(error) => return vec![Check::failed("devices", error)],
+    };
+    let choice = choose(&gathered, &Wanted::DefaultRoutes);
+    let mut checks: Vec<Check> = choice
+        .devices
+        .iter()
+        .map(|device| {
+            let header = match device.link_header {
+                0 => "no link header".to_owned(),
+                bytes => format!("link header of {bytes} bytes"),
+            };
+            Check::ok("device", format!("{} ({header})", device.name))
+        })
+        .collect();
+    for (name, reason) in choice.left_out {
+        checks.push(Check::info(
+            "device",
+            format!("{name} left out: {reason}"),
+            "",
+        ));
+    }
+    if checks.is_empty() {
+        checks.push(Check::info(
+            "device",
+            "none has a default route",
+            "counting begins when one does; --iface names others",
+        ));
+    }
+    checks
+}
+
+fn ports() -> Check {
+    match listening() {
+        Ok(groups) if groups.is_empty() => Check::info(
+            "ports",
+            "nothing listens here that others can reach",
+            "name them with --ports",
+        ),
+        Ok(groups) => {
+            let shown: Vec<_> = groups.iter().take(12).map(ToString::to_string).collect();
+            let more = groups.len().saturating_sub(shown.len());
+            let more = if more == 0 {
+                String::new()
+            } else {
+                format!(" and {more} more")
+            };
+            Check::ok("ports", format!("listening: {}{more}", shown.join(", ")))
+        }
+        Err(error) => Check::failed("ports", error),
+    }
+}
+
+fn pins(global: &Global) -> Check {
+    match Pinned::open(&global.pins) {
+        Ok(None) => Check::info("pins", "none", ""),
+        Ok(Some(pinned)) => Check::ok("pins", format!("counting at {}", pinned.hook().name())),
+        Err(error) => Check::failed("pins", error),
+    }
+}
+
+fn leftovers(global: &Global) -> Check {
+    // Pins go on counting because they were asked to; only what nobody reads is left over.
+    if Pinned::open(&global.pins).is_ok_and(|pinned| pinned.is_some()) {
+        return Check::info("leftovers", "not looked for while pins count", "");
+    }
+    match ebpf::clean(&global.pins, true) {
+        Ok(said) if said.is_empty() => Check::ok("leftovers", "none"),
+        Ok(said) => Check::info(
+            "leftovers",
+            said.join(", "),
+            "the next run removes them, and so does `traffic clean` (unless a daemon runs)",
+        ),
+        Err(error) => Check::failed("leftovers", error),
+    }
+}

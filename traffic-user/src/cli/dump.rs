@@ -1,0 +1,51 @@
+//! `traffic dump`: the counters as they stand, once, read from their pins without any daemon.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Result, bail};
+
+use super::{Global, host, print};
+use crate::{
+    accounting::report::{DeviceReport, Dump},
+    meter::ebpf::Pinned,
+    view::{json, table},
+};
+
+pub(super) fn run(global: &Global) -> Result<ExitCode> {
+    let Some(report) = pinned(&global.pins)? else {
+        bail!(
+            "nothing is counted under {}\n  remedy: start `traffic run --persist`, or see a run without it by `traffic run --output json`",
+            global.pins.display()
+        );
+    };
+    if global.json {
+        print(&format!("{}\n", json::dump(&report)?))?;
+    } else {
+        print(&table::dump(&report))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is counted under the pins; `None` when nothing is.
+pub(super) fn pinned(folder: &Path) -> Result<Option<Dump>> {
+    let Some(pinned) = Pinned::open(folder)? else {
+        return Ok(None);
+    };
+    let hook = pinned.hook().name();
+    let devices = pinned
+        .devices()?
+        .into_iter()
+        .map(|device| DeviceReport {
+            name: device.name,
+            link_header: device.link_header,
+            hook,
+        })
+        .collect();
+    let snapshot = pinned.read()?;
+    Ok(Some(Dump {
+        host: host(),
+        snapshot,
+        devices,
+        passed_over: Vec::new(),
+    }))
+}

@@ -1,0 +1,162 @@
+//! The command line: one file a verb. Wires meters to views; holds no rules of its own.
+
+mod clean;
+mod completions;
+mod doctor;
+mod dump;
+mod ports;
+mod run;
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    accounting::ident::{GroupError, Groups},
+    meter::ebpf::DEFAULT_PINS,
+};
+
+/// Most groups that can be watched at once.
+const MOST_GROUPS: usize = traffic_ebpf::abi::MAX_SLOTS as usize;
+
+/// Counts the traffic of V2Ray and Xray servers in the kernel, per port, exactly and at almost no cost.
+///
+/// Exit codes: 0 done; 1 done, and a limit or check is over; 2 could not.
+#[derive(Debug, Parser)]
+#[command(
+    name = "traffic",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Write JSON: stable, for scripts
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where totals and locks are kept
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/var/lib/traffic"
+    )]
+    state: PathBuf,
+    /// Folder on bpffs in which counters outlive the daemon
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_PINS)]
+    pins: PathBuf,
+    /// Colour messages
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: Color,
+    /// Say more on stderr; twice for details
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Attach, count and show until stopped
+    Run(run::Args),
+    /// Show the counters as they stand, once
+    Dump,
+    /// Show all configured ports with their traffic
+    Ports(ports::Args),
+    /// Take off all of ours and nothing else
+    Clean(clean::Args),
+    /// Show what this host can do, which meter would be used, and why
+    Doctor(doctor::Args),
+    /// Write a completion script for a shell
+    Completions(completions::Args),
+}
+
+/// Reads the command line and does what it says.
+///
+/// # Errors
+///
+/// Whatever could not be done; the exit code is 2 then.
+pub fn run() -> Result<ExitCode> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are results and go to stdout; the rest are messages.
+            error.print()?;
+            return Ok(ExitCode::from(if error.use_stderr() { 2 } else { 0 }));
+        }
+    };
+    log_to_stderr(&cli.global);
+    match cli.verb {
+        Verb::Run(args) => run::run(&cli.global, args),
+        Verb::Dump => dump::run(&cli.global),
+        Verb::Ports(args) => ports::run(&cli.global, &args),
+        Verb::Clean(args) => clean::run(&cli.global, &args),
+        Verb::Doctor(args) => doctor::run(&cli.global, &args),
+        Verb::Completions(args) => completions::run(&args),
+    }
+}
+
+fn log_to_stderr(global: &Global) {
+    let level = match global.verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("TRAFFIC_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},netlink_proto=off")));
+    let ansi = match global.color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+                && io::IsTerminal::is_terminal(&io::stderr())
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(ansi)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// Reads `--ports`.
+fn groups(text: &str) -> Result<Groups, GroupError> {
+    Groups::parse(text, MOST_GROUPS)
+}
+
+/// Name of this host, as the outputs give it.
+fn host() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Writes a result to stdout.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("cannot write to stdout")
+}

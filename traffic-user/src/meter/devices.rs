@@ -1,0 +1,449 @@
+//! Which devices carry the host's traffic, and news of changes. Facts come over netlink; the choice
+//! among them ([`choose`]) is pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use globset::{Glob, GlobMatcher};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    route::{RouteAttribute, RouteMessage, RouteType},
+};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use tokio::task::JoinHandle;
+
+use super::{
+    error::{MeterError, cause},
+    netlink,
+};
+
+/// Bytes of an Ethernet header.
+const ETHERNET_HEADER: u32 = 14;
+/// Bytes of a VLAN tag.
+const VLAN_TAG: u32 = 4;
+
+/// What comes before the IP header on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// An Ethernet header.
+    Ethernet,
+    /// Nothing: tun, WireGuard, PPP, IP tunnels.
+    Bare,
+    /// Something else, by its ARPHRD number.
+    Other(u16),
+}
+
+/// One network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its number; another device never gets it while this one is there.
+    pub index: u32,
+    /// Its name now.
+    pub name: String,
+    /// What its packets begin with.
+    pub link: LinkKind,
+    /// Bytes of the link header of each frame on the wire: 14, 18 with a VLAN tag, 0 without.
+    pub link_header: u32,
+    /// The device that carries this one's frames (VLAN, macvlan).
+    pub carrier: Option<u32>,
+    /// The device that this one is a part of (bridge, bond).
+    pub master: Option<u32>,
+    /// Whether it is the host's own loopback.
+    pub loopback: bool,
+}
+
+/// All devices, and which of them a default route uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Every device of this network namespace, by number.
+    pub devices: Vec<Device>,
+    /// Numbers of those with a default route, IPv4 or IPv6, in any table.
+    pub default_routes: BTreeSet<u32>,
+}
+
+impl Facts {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`].
+    pub fn gather() -> Result<Self, MeterError> {
+        netlink::ask("list devices and routes", |handle| async move {
+            facts(&handle).await
+        })
+    }
+}
+
+/// What `--iface` asked for.
+#[derive(Clone, Debug, Default)]
+pub enum Wanted {
+    /// The devices with a default route.
+    #[default]
+    DefaultRoutes,
+    /// Those whose name matches one of these.
+    Named(Vec<GlobMatcher>),
+}
+
+impl Wanted {
+    /// From globs; none means the default routes.
+    ///
+    /// # Errors
+    ///
+    /// The glob's own words when it cannot be read.
+    pub fn new(globs: &[String]) -> Result<Self, globset::Error> {
+        if globs.is_empty() {
+            return Ok(Self::DefaultRoutes);
+        }
+        let matchers = globs
+            .iter()
+            .map(|glob| Ok(Glob::new(glob)?.compile_matcher()));
+        Ok(Self::Named(
+            matchers.collect::<Result<_, globset::Error>>()?,
+        ))
+    }
+}
+
+/// Which devices are to be counted, and why others that were asked for are not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// To be counted.
+    pub devices: Vec<Device>,
+    /// Left out, with the reason.
+    pub left_out: Vec<(String, String)>,
+    /// Patterns that match nothing.
+    pub unmatched: Vec<String>,
+}
+
+/// Chooses the devices to count on, so that no byte passes two of them.
+///
+/// A part of a chosen bridge, bond or VRF is left out, because the whole sees what this host sends
+/// and receives; a VLAN or macvlan on a chosen device is left out, because each of its frames passes
+/// that one too.
+pub fn choose(facts: &Facts, wanted: &Wanted) -> Choice {
+    let mut choice = Choice::default();
+    let chosen: BTreeMap<u32, &Device> = match wanted {
+        Wanted::DefaultRoutes => facts
+            .devices
+            .iter()
+            .filter(|device| facts.default_routes.contains(&device.index) && !device.loopback)
+            .map(|device| (device.index, device))
+            .collect(),
+        Wanted::Named(globs) => {
+            let mut chosen = BTreeMap::new();
+            for glob in globs {
+                let before = chosen.len();
+                let mut any = false;
+                for device in &facts.devices {
+                    // A pattern means real devices; loopback is counted only by its name.
+                    let named = glob.glob().glob() == device.name;
+                    if named || (!device.loopback && glob.is_match(&device.name)) {
+                        any = true;
+                        chosen.insert(device.index, device);
+                    }
+                }
+                if !any && chosen.len() == before {
+                    choice.unmatched.push(glob.glob().glob().to_owned());
+                }
+            }
+            chosen
+        }
+    };
+    for device in chosen.values() {
+        let whole = device.master.and_then(|index| chosen.get(&index));
+        let carrier = device.carrier.and_then(|index| chosen.get(&index));
+        if let Some(whole) = whole {
+            choice.left_out.push((
+                device.name.clone(),
+                format!("it is a part of {}", whole.name),
+            ));
+        } else if let Some(carrier) = carrier {
+            choice.left_out.push((
+                device.name.clone(),
+                format!("its frames pass {} as well", carrier.name),
+            ));
+        } else {
+            choice.devices.push((*device).clone());
+        }
+    }
+    choice
+}
+
+async fn facts(handle: &Handle) -> Result<Facts, rtnetlink::Error> {
+    let mut links = handle.link().get().execute();
+    let mut devices = Vec::new();
+    while let Some(message) = links.try_next().await? {
+        devices.extend(device(&message));
+    }
+    devices.sort_unstable_by_key(|device| device.index);
+    let mut default_routes = BTreeSet::new();
+    let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+    let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+    for family in [v4, v6] {
+        let mut routes = handle.route().get(family).execute();
+        while let Some(route) = routes.try_next().await? {
+            if is_default(&route) {
+                default_routes.extend(outputs(&route));
+            }
+        }
+    }
+    Ok(Facts {
+        devices,
+        default_routes,
+    })
+}
+
+fn device(message: &LinkMessage) -> Option<Device> {
+    let header = &message.header;
+    let (mut name, mut lower, mut elsewhere, mut master, mut kind) =
+        (None, None, false, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::Link(index) => lower = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Controller(index) => master = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.clone()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let vlan = kind == Some(InfoKind::Vlan);
+    // `IFLA_LINK` names the peer of a veth and the outer device of a tunnel as well.
+    let rides = matches!(
+        kind,
+        Some(
+            InfoKind::Vlan
+                | InfoKind::MacVlan
+                | InfoKind::MacVtap
+                | InfoKind::IpVlan
+                | InfoKind::IpVtap
+        )
+    );
+    let link = link_kind(header.link_layer_type);
+    let link_header = match link {
+        LinkKind::Ethernet if vlan => ETHERNET_HEADER + VLAN_TAG,
+        LinkKind::Ethernet => ETHERNET_HEADER,
+        LinkKind::Bare | LinkKind::Other(_) => 0,
+    };
+    Some(Device {
+        index: header.index,
+        name: name?,
+        link,
+        link_header,
+        carrier: lower.filter(|_| rides && !elsewhere),
+        master,
+        loopback: header.flags.contains(LinkFlags::Loopback),
+    })
+}
+
+fn link_kind(layer: LinkLayerType) -> LinkKind {
+    match layer {
+        LinkLayerType::Ether | LinkLayerType::Loopback => LinkKind::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Ppp
+        | LinkLayerType::Rawip
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre => LinkKind::Bare,
+        other => LinkKind::Other(other.into()),
+    }
+}
+
+/// A default route, or one of the two halves by which VPN clients cover it.
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length <= 1 && route.header.kind == RouteType::Unicast
+}
+
+fn outputs(route: &RouteMessage) -> Vec<u32> {
+    let mut found = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => found.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                found.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Time in which messages of one event are taken together.
+const TOGETHER: Duration = Duration::from_millis(5);
+
+/// News of devices, default routes and filters of this network namespace.
+#[derive(Debug)]
+pub struct Events {
+    messages: futures_channel::mpsc::UnboundedReceiver<(
+        NetlinkMessage<RouteNetlinkMessage>,
+        rtnetlink::sys::SocketAddr,
+    )>,
+    handle: Handle,
+    connection: JoinHandle<()>,
+}
+
+impl Events {
+    /// Listens from now on. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`].
+    pub fn listen() -> Result<Self, MeterError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Tc,
+        ];
+        let (connection, handle, messages) =
+            new_multicast_connection(&groups).map_err(|error| MeterError::Netlink {
+                doing: "listen for changes of devices",
+                cause: cause(error),
+            })?;
+        Ok(Self {
+            messages,
+            handle,
+            connection: tokio::spawn(connection),
+        })
+    }
+
+    /// Waits until something changed, and gives the new facts.
+    ///
+    /// Messages that follow within 5 ms are taken together. `None` when the kernel closed the
+    /// connection.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`].
+    pub async fn next(&mut self) -> Result<Option<Facts>, MeterError> {
+        loop {
+            let Some((message, _)) = self.messages.next().await else {
+                return Ok(None);
+            };
+            if !matters(&message) {
+                continue;
+            }
+            while let Ok(Some(_)) = tokio::time::timeout(TOGETHER, self.messages.next()).await {}
+            return facts(&self.handle)
+                .await
+                .map(Some)
+                .map_err(|error| MeterError::Netlink {
+                    doing: "list devices and routes",
+                    cause: cause(error),
+                });
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// Routers change thousands of routes a second; only default ones are ours.
+fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(inner) => match inner {
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                is_default(route)
+            }
+            RouteNetlinkMessage::NewLink(_)
+            | RouteNetlinkMessage::DelLink(_)
+            | RouteNetlinkMessage::DelQueueDiscipline(_)
+            | RouteNetlinkMessage::DelTrafficFilter(_) => true,
+            _ => false,
+        },
+        // The socket's buffer ran over: anything may have changed.
+        NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(index: u32, name: &str) -> Device {
+        Device {
+            index,
+            name: name.to_owned(),
+            link: LinkKind::Ethernet,
+            link_header: 14,
+            carrier: None,
+            master: None,
+            loopback: name == "lo",
+        }
+    }
+
+    fn facts(devices: Vec<Device>, routes: &[u32]) -> Facts {
+        Facts {
+            devices,
+            default_routes: routes.iter().copied().collect(),
+        }
+    }
+
+    #[track_caller]
+    fn check(facts: &Facts, globs: &[&str], want: &[&str], left_out: &[&str]) {
+        let globs: Vec<_> = globs.iter().map(|glob| (*glob).to_owned()).collect();
+        let choice = choose(facts, &Wanted::new(&globs).unwrap());
+        let names: Vec<_> = choice
+            .devices
+            .iter()
+            .map(|device| device.name.as_str())
+            .collect();
+        let others: Vec<_> = choice
+            .left_out
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!((names, others), (want.to_vec(), left_out.to_vec()));
+    }
+
+    #[test]
+    fn a_default_route_is_followed_and_loopback_only_by_name() {
+        let facts = facts(
+            vec![device(1, "lo"), device(2, "eth0"), device(3, "eth1")],
+            &[3],
+        );
+        check(&facts, &[], &["eth1"], &[]);
+        check(&facts, &["*"], &["eth0", "eth1"], &[]);
+        check(&facts, &["lo"], &["lo"], &[]);
+        check(&facts, &["l*"], &[], &[]);
+    }
+
+    #[test]
+    fn stacked_devices_never_count_one_byte_twice() {
+        let vlan = Device {
+            carrier: Some(2),
+            ..device(3, "eth0.5")
+        };
+        let port = Device {
+            master: Some(5),
+            ..device(4, "eth1")
+        };
+        let facts = facts(
+            vec![device(2, "eth0"), vlan, port, device(5, "br0")],
+            &[2, 3, 4, 5],
+        );
+        check(&facts, &[], &["eth0", "br0"], &["eth0.5", "eth1"]);
+        check(&facts, &["eth0.5", "eth1"], &["eth0.5", "eth1"], &[]);
+    }
+
+    #[test]
+    fn a_pattern_without_a_device_is_named() {
+        let wanted = Wanted::new(&["eth*".to_owned(), "wg7".to_owned()]).unwrap();
+        let choice = choose(&facts(vec![device(2, "eth0")], &[]), &wanted);
+        assert_eq!(choice.unmatched, ["wg7"]);
+    }
+}

@@ -1,0 +1,159 @@
+//! The embedded object to programs in the kernel.
+
+use std::{fs, path::Path};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{CgroupSkb, ProgramFd, SchedClassifier},
+};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use traffic_ebpf::abi::{LANES, globals, maps, programs};
+
+use super::{Hook, OBJECT};
+use crate::meter::error::{MeterError, cause};
+
+/// Bytes of the log's ring buffer while nothing is logged: the least there can be.
+const SILENT_LOG: u32 = 4096;
+
+/// How the programs are to be loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parameters<'a> {
+    pub(super) hook: Hook,
+    /// Slots in each stripe of the counters.
+    pub(super) slots: u32,
+    /// Log each packet.
+    pub(super) log: bool,
+    /// Folder of the pinned maps: those that are there are used, the others are made and pinned.
+    pub(super) pins: Option<&'a Path>,
+}
+
+/// Stripes of the counters: one for each possible CPU, and one for what is carried over.
+pub(super) fn stripes() -> Result<u32, MeterError> {
+    let cpus = aya::util::nr_cpus().map_err(|(file, error)| MeterError::File {
+        doing: "read",
+        path: file.into(),
+        cause: error,
+    })?;
+    Ok(u32::try_from(cpus).unwrap_or(u32::MAX - 1) + 1)
+}
+
+/// Makes or opens the maps and prepares the programs, without loading any.
+pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
+    if OBJECT.is_empty() {
+        return Err(MeterError::Stub);
+    }
+    // Kernels before 5.11 charge maps to this limit. Without CAP_SYS_RESOURCE it stays as it is, and
+    // on a newer kernel that does not matter.
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    }
+    let Parameters {
+        hook,
+        slots,
+        log,
+        pins,
+    } = parameters;
+    let entries = stripes()?.saturating_mul(slots).saturating_mul(LANES);
+    let atomic = u8::from(hook == Hook::Cgroup || preempt_rt());
+    let level: u8 = if log { 4 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries(maps::COUNTERS, entries)
+        .map_max_entries(maps::GROUPS, slots)
+        .override_global(globals::SLOTS, &slots, true)
+        .override_global(globals::ATOMIC, &atomic, true)
+        .override_global(globals::LOG_LEVEL, &level, true);
+    if !log {
+        loader.map_max_entries("AYA_LOGS", SILENT_LOG);
+    }
+    if let Some(folder) = pins {
+        for name in maps::PINNED {
+            loader.map_pin_path(name, folder.join(name));
+        }
+    }
+    loader.load(OBJECT).map_err(|error| match denied(&error) {
+        true => MeterError::Denied {
+            doing: "create the eBPF maps",
+            capability: "CAP_BPF".into(),
+        },
+        false => MeterError::Object(Box::new(error)),
+    })
+}
+
+/// Whether anything in the chain of causes is the kernel's "operation not permitted".
+pub(super) fn denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Loads the tc program of this name, unless it is loaded already.
+pub(super) fn classifier<'e>(
+    ebpf: &'e mut Ebpf,
+    name: &'static str,
+) -> Result<&'e mut SchedClassifier, MeterError> {
+    let failed = |error| MeterError::Load { name, cause: error };
+    let program = ebpf.program_mut(name).ok_or(MeterError::Stub)?;
+    let program: &mut SchedClassifier = program
+        .try_into()
+        .map_err(|error| failed(cause::<aya::programs::ProgramError>(error)))?;
+    if program.fd().is_err() {
+        program.load().map_err(|error| failed(cause(error)))?;
+    }
+    Ok(program)
+}
+
+/// Loads the cgroup program of this name, unless it is loaded already.
+pub(super) fn cgroup_skb<'e>(
+    ebpf: &'e mut Ebpf,
+    name: &'static str,
+) -> Result<&'e mut CgroupSkb, MeterError> {
+    let failed = |error| MeterError::Load { name, cause: error };
+    let program = ebpf.program_mut(name).ok_or(MeterError::Stub)?;
+    let program: &mut CgroupSkb = program
+        .try_into()
+        .map_err(|error| failed(cause::<aya::programs::ProgramError>(error)))?;
+    if program.fd().is_err() {
+        program.load().map_err(|error| failed(cause(error)))?;
+    }
+    Ok(program)
+}
+
+/// A descriptor of a program that is loaded.
+pub(super) fn descriptor<'p>(
+    program: Result<&'p ProgramFd, aya::programs::ProgramError>,
+    name: &'static str,
+) -> Result<&'p ProgramFd, MeterError> {
+    program.map_err(|error| MeterError::Load {
+        name,
+        cause: cause(error),
+    })
+}
+
+/// Loads every program of the object, which a hook alone does not need: for `doctor` and tests.
+pub(super) fn all(ebpf: &mut Ebpf) -> Result<(), MeterError> {
+    for name in [
+        programs::ETHERNET_IN,
+        programs::ETHERNET_OUT,
+        programs::BARE_IN,
+        programs::BARE_OUT,
+    ] {
+        classifier(ebpf, name)?;
+    }
+    for name in [programs::CGROUP_IN, programs::CGROUP_OUT] {
+        cgroup_skb(ebpf, name)?;
+    }
+    Ok(())
+}
+
+/// On such a kernel softirqs are threads, and one may push another aside in the middle of an add.
+fn preempt_rt() -> bool {
+    fs::read_to_string("/sys/kernel/realtime").is_ok_and(|text| text.trim() == "1")
+}

@@ -1,0 +1,76 @@
+//! Arrays of the kernel, mapped into this process: read and written without a system call.
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    ptr::NonNull,
+    sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed},
+};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The values of an array map that was made with `BPF_F_MMAPABLE`.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    start: NonNull<libc::c_void>,
+    len: NonZeroUsize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is reached by atomic loads and
+// stores only.
+unsafe impl Send for Mapping {}
+
+/// Whether a mapping may be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
+impl Mapping {
+    /// Maps the first `bytes` of a map's values.
+    pub(super) fn new(map: impl AsFd, bytes: usize, access: Access) -> io::Result<Self> {
+        let len = NonZeroUsize::new(bytes)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "an empty map"))?;
+        let protection = match access {
+            Access::Read => ProtFlags::PROT_READ,
+            Access::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing of ours.
+        let start = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, map, 0) }?;
+        Ok(Self { start, len })
+    }
+
+    /// The words of the mapping. The kernel adds to them while we read.
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        let count = self.len.get() / size_of::<AtomicU64>();
+        // SAFETY: the mapping is page aligned, `count` words long, lives as long as `self`, and an
+        // atomic word may be changed by others at any time.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), count) }
+    }
+
+    /// The entries of a port table.
+    pub(super) fn entries(&self) -> &[AtomicU16] {
+        let count = self.len.get() / size_of::<AtomicU16>();
+        // SAFETY: as in `words`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), count) }
+    }
+}
+
+/// Adds the words from `from` on to `sums`.
+pub(super) fn add(words: &[AtomicU64], from: usize, sums: &mut [u64]) {
+    let Some(words) = words.get(from..from + sums.len()) else {
+        return;
+    };
+    for (sum, word) in sums.iter_mut().zip(words) {
+        *sum = sum.wrapping_add(word.load(Relaxed));
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `new` made this mapping, and no slice of it outlives `self`.
+        let _ = unsafe { munmap(self.start, self.len.get()) };
+    }
+}

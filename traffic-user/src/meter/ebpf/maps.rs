@@ -1,0 +1,615 @@
+//! The maps, typed: which port counts where, and what was counted.
+
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, Map, MapData, PerCpuArray},
+};
+use traffic_ebpf::abi::{
+    ABI_VERSION, Counters, Group as Entry, LANES, MAGIC, Meta, PORT_SLOTS, carry, counter_index,
+    maps, skip, state,
+};
+
+use super::{
+    mapping::{self, Access, Mapping},
+    slots::{Slot, Slots},
+    sys,
+};
+use crate::{
+    accounting::{
+        ident::{Group, Groups},
+        reading::{
+            Coverage, Epoch, GroupReading, Lanes, Layer, Skipped, Snapshot, Traffic, Window,
+        },
+    },
+    meter::error::{MeterError, cause},
+};
+
+/// Values of all lanes of one slot, as words: 4 lanes x 4 numbers.
+const SLOT_WORDS: usize = LANES as usize * WORDS;
+const WORDS: usize = Counters::SIZE / size_of::<u64>();
+
+/// The counters.
+struct CounterMap {
+    map: Array<MapData, [u8; Counters::SIZE]>,
+    /// Read without a system call. `None` where a kernel refuses it: then one look-up a value.
+    mapped: Option<Mapping>,
+}
+
+/// The port table, however it can be written.
+enum PortTable {
+    /// Mapped: each entry is one store of 16 bits.
+    Mapped(Mapping),
+    /// The whole value at once.
+    Update(Box<Array<MapData, [u16; PORT_SLOTS]>>),
+    /// Opened for reading only.
+    Closed,
+}
+
+/// All maps of one set.
+pub(super) struct Maps {
+    meta_map: Array<MapData, [u8; Meta::SIZE]>,
+    groups: Array<MapData, [u8; Entry::SIZE]>,
+    skipped: PerCpuArray<MapData, [u8; Counters::SIZE]>,
+    counters: CounterMap,
+    table: PortTable,
+    meta: Meta,
+    slots: Slots,
+    /// By slot: what does not belong to the group that is there now.
+    baselines: Vec<Option<Box<[Counters; LANES as usize]>>>,
+}
+
+impl Maps {
+    /// Takes the maps of a loaded object. A fresh set is given `fresh` as its description; one that
+    /// was pinned before keeps its own.
+    pub(super) fn take(ebpf: &mut Ebpf, fresh: Meta) -> Result<Self, MeterError> {
+        let mut take = |name: &'static str| {
+            ebpf.take_map(name).ok_or(MeterError::Map {
+                doing: "find",
+                map: name,
+                cause: "the object has no such map".into(),
+            })
+        };
+        let table = data(take(maps::PORT_SLOT)?, maps::PORT_SLOT)?;
+        let counters = data(take(maps::COUNTERS)?, maps::COUNTERS)?;
+        let skipped = take(maps::SKIPPED)?;
+        let groups = take(maps::GROUPS)?;
+        let mut meta_map = array(take(maps::META)?, maps::META)?;
+        let mut meta = read_meta(&meta_map)?;
+        if meta.magic != MAGIC {
+            meta = fresh;
+            write(&mut meta_map, 0, meta.to_bytes(), maps::META)?;
+        }
+        let table = match Mapping::new(table.fd(), PORT_SLOTS * 2, Access::Write) {
+            Ok(mapping) => PortTable::Mapped(mapping),
+            Err(error) => {
+                tracing::debug!(%error, "the port table cannot be mapped");
+                let map: Array<_, [u16; PORT_SLOTS]> =
+                    Array::try_from(Map::Array(table)).map_err(|error| MeterError::Map {
+                        doing: "open",
+                        map: maps::PORT_SLOT,
+                        cause: cause(error),
+                    })?;
+                PortTable::Update(Box::new(map))
+            }
+        };
+        Self::open(meta_map, meta, groups, skipped, counters, table)
+    }
+
+    /// Opens a pinned set to read it. Changes nothing.
+    pub(super) fn pinned(folder: &Path) -> Result<Self, MeterError> {
+        let open = |name: &'static str| {
+            MapData::from_pin(folder.join(name)).map_err(|error| MeterError::Map {
+                doing: "open",
+                map: name,
+                cause: cause(error),
+            })
+        };
+        let foreign = |reason: String| MeterError::Foreign {
+            path: folder.into(),
+            reason,
+        };
+        let meta_map = array(Map::Array(open(maps::META)?), maps::META)
+            .map_err(|_| foreign("META has another shape".into()))?;
+        let meta = read_meta(&meta_map)?;
+        if meta.magic != MAGIC {
+            return Err(foreign("META does not begin with our mark".into()));
+        }
+        if meta.lanes != LANES
+            || meta.counter_size as usize != Counters::SIZE
+            || meta.group_size as usize != Entry::SIZE
+        {
+            return Err(foreign(format!(
+                "the layout of ABI {} is not known to this version (ABI {ABI_VERSION}); use the traffic that pinned it",
+                meta.abi
+            )));
+        }
+        let skipped = Map::PerCpuArray(open(maps::SKIPPED)?);
+        let groups = Map::Array(open(maps::GROUPS)?);
+        Self::open(
+            meta_map,
+            meta,
+            groups,
+            skipped,
+            open(maps::COUNTERS)?,
+            PortTable::Closed,
+        )
+    }
+
+    fn open(
+        meta_map: Array<MapData, [u8; Meta::SIZE]>,
+        meta: Meta,
+        groups: Map,
+        skipped: Map,
+        counters: MapData,
+        table: PortTable,
+    ) -> Result<Self, MeterError> {
+        let groups = array(groups, maps::GROUPS)?;
+        let skipped = PerCpuArray::try_from(skipped).map_err(|error| MeterError::Map {
+            doing: "open",
+            map: maps::SKIPPED,
+            cause: cause(error),
+        })?;
+        let bytes = meta.stripes as usize * meta.slots as usize * SLOT_WORDS * size_of::<u64>();
+        let mapped = Mapping::new(counters.fd(), bytes, Access::Read)
+            .inspect_err(|error| tracing::debug!(%error, "the counters cannot be mapped"))
+            .ok();
+        let counters = CounterMap {
+            map: array(Map::Array(counters), maps::COUNTERS)?,
+            mapped,
+        };
+        let mut opened = Self {
+            meta_map,
+            groups,
+            skipped,
+            counters,
+            table,
+            meta,
+            slots: Slots::new(Vec::new(), meta.slots),
+            baselines: Vec::new(),
+        };
+        opened.read_groups()?;
+        Ok(opened)
+    }
+
+    fn read_groups(&mut self) -> Result<(), MeterError> {
+        let mut used = Vec::new();
+        self.baselines.clear();
+        for index in 0..self.meta.slots_used.min(self.meta.slots) {
+            let entry = self.entry(index)?;
+            let group: Option<Group> = entry.text().and_then(|text| text.parse().ok());
+            let group = group.ok_or_else(|| MeterError::Map {
+                doing: "understand",
+                map: maps::GROUPS,
+                cause: format!("slot {index} does not say what it counts").into(),
+            })?;
+            used.push(Slot {
+                group: Arc::new(group),
+                watched: entry.state == state::ACTIVE,
+            });
+            let zero = entry.baseline == [Counters::default(); LANES as usize];
+            self.baselines
+                .push((!zero).then(|| Box::new(entry.baseline)));
+        }
+        self.slots = Slots::new(used, self.meta.slots);
+        Ok(())
+    }
+
+    /// What the set says of itself.
+    pub(super) fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Whether these groups can be watched without making room.
+    pub(super) fn fits(&self, groups: &Groups) -> bool {
+        // Taking a retired slot is for when there is no other way; larger maps are one.
+        self.slots
+            .clone()
+            .watch(groups)
+            .is_ok_and(|change| change.reused.is_empty())
+    }
+
+    /// Slots handed out so far.
+    pub(super) fn used(&self) -> usize {
+        self.slots.used().len()
+    }
+
+    /// Groups that are watched now.
+    pub(super) fn watched(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.slots
+            .used()
+            .iter()
+            .filter(|slot| slot.watched)
+            .map(|slot| &slot.group)
+    }
+
+    /// Changes what the set says of itself.
+    pub(super) fn set_meta(&mut self, change: impl FnOnce(&mut Meta)) -> Result<(), MeterError> {
+        change(&mut self.meta);
+        write(&mut self.meta_map, 0, self.meta.to_bytes(), maps::META)
+    }
+
+    /// Watches these groups and no others. Groups that stay do not miss a packet; one that is new
+    /// counts from the moment this returns.
+    pub(super) fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
+        let mut next = self.slots.clone();
+        let change = next.watch(groups).map_err(|_| MeterError::Full {
+            wanted: groups.len(),
+            slots: self.meta.slots,
+        })?;
+        let table = next.port_table();
+        let mut reused = Vec::new();
+        if !change.reused.is_empty() {
+            // No program may add to such a slot while its baseline is read.
+            let mut parted = table.clone();
+            for entry in &mut parted {
+                if change.reused.contains(&usize::from(entry.wrapping_sub(1))) {
+                    *entry = 0;
+                }
+            }
+            self.write_table(parted)?;
+            sys::wait_for_running_programs();
+            let lanes = self.sums()?;
+            for &slot in &change.reused {
+                reused.push((slot, baseline_of(&lanes, slot)));
+            }
+        }
+        self.baselines.resize(next.used().len(), None);
+        for (slot, baseline) in reused {
+            self.baselines[slot] = Some(Box::new(baseline));
+        }
+        for &slot in &change.touched {
+            let Slot { group, watched } = &next.used()[slot];
+            let baseline = self.baselines[slot].as_deref().copied().unwrap_or_default();
+            let mut entry =
+                Entry::active(&group.to_string(), baseline).ok_or_else(|| MeterError::Map {
+                    doing: "describe a group in",
+                    map: maps::GROUPS,
+                    cause: format!("`{group}` is too long").into(),
+                })?;
+            entry.state = if *watched {
+                state::ACTIVE
+            } else {
+                state::RETIRED
+            };
+            let index = u32::try_from(slot).unwrap_or(u32::MAX);
+            write(&mut self.groups, index, entry.to_bytes(), maps::GROUPS)?;
+        }
+        let used = u32::try_from(next.used().len()).unwrap_or(u32::MAX);
+        if used != self.meta.slots_used {
+            self.set_meta(|meta| meta.slots_used = used)?;
+        }
+        self.write_table(table)?;
+        self.slots = next;
+        Ok(())
+    }
+
+    fn write_table(&mut self, table: Box<[u16]>) -> Result<(), MeterError> {
+        match &mut self.table {
+            PortTable::Mapped(mapping) => {
+                for (entry, value) in mapping.entries().iter().zip(&table) {
+                    if entry.load(Relaxed) != *value {
+                        entry.store(*value, Relaxed);
+                    }
+                }
+                Ok(())
+            }
+            PortTable::Update(map) => {
+                // The kernel copies word for word: an entry that does not change never differs.
+                let value: Box<[u16; PORT_SLOTS]> = table
+                    .try_into()
+                    .map_err(|_| write_error(maps::PORT_SLOT, "the table has another size"))?;
+                map.set(0, value, 0).map_err(|error| MeterError::Map {
+                    doing: "write",
+                    map: maps::PORT_SLOT,
+                    cause: cause(error),
+                })
+            }
+            PortTable::Closed => Err(write_error(maps::PORT_SLOT, "it was opened for reading")),
+        }
+    }
+
+    /// Sums over all stripes, slot after slot, as words: see [`SLOT_WORDS`].
+    pub(super) fn sums(&self) -> Result<Vec<u64>, MeterError> {
+        let mut sums = Vec::new();
+        self.sum_into(&mut sums)?;
+        Ok(sums)
+    }
+
+    /// [`sums`](Self::sums) into a buffer that is used again.
+    pub(super) fn sum_into(&self, sums: &mut Vec<u64>) -> Result<(), MeterError> {
+        let Meta {
+            slots,
+            slots_used,
+            carry,
+            ..
+        } = self.meta;
+        sums.clear();
+        sums.resize(slots_used as usize * SLOT_WORDS, 0);
+        // The last stripe is all zero unless something was carried over.
+        let stripes = match carry {
+            carry::DONE => self.meta.stripes,
+            _ => self.meta.stripes.saturating_sub(1),
+        };
+        for stripe in 0..stripes {
+            let first = counter_index(stripe, slots, 0, 0);
+            if let Some(mapping) = &self.counters.mapped {
+                mapping::add(mapping.words(), first as usize * WORDS, sums);
+                continue;
+            }
+            for (index, words) in (first..).zip(sums.chunks_exact_mut(WORDS)) {
+                let value = self
+                    .counters
+                    .map
+                    .get(&index, 0)
+                    .map_err(|error| MeterError::Map {
+                        doing: "read",
+                        map: maps::COUNTERS,
+                        cause: cause(error),
+                    })?;
+                add_counters(words, Counters::from_bytes(&value));
+            }
+        }
+        Ok(())
+    }
+
+    /// One reason's packets, over all CPUs and with what was carried over.
+    fn skipped(&self, reason: u32) -> Result<Traffic, MeterError> {
+        let mut sum = Counters::default();
+        for index in [reason, self.meta.reasons + reason] {
+            let values = self
+                .skipped
+                .get(&index, 0)
+                .map_err(|error| MeterError::Map {
+                    doing: "read",
+                    map: maps::SKIPPED,
+                    cause: cause(error),
+                })?;
+            sum = values
+                .iter()
+                .map(Counters::from_bytes)
+                .fold(sum, Counters::plus);
+        }
+        Ok(traffic(sum))
+    }
+
+    /// All counters, once.
+    pub(super) fn snapshot(
+        &self,
+        meter: &'static str,
+        coverage: Coverage,
+    ) -> Result<Snapshot, MeterError> {
+        let begin = now();
+        let sums = self.sums()?;
+        let skipped = Skipped {
+            unwatched: self.skipped(skip::UNWATCHED)?,
+            fragment: self.skipped(skip::FRAGMENT)?,
+            other: self.skipped(skip::OTHER)?,
+            malformed: self.skipped(skip::MALFORMED)?,
+            loopback: self.skipped(skip::LOOPBACK)?,
+        };
+        let window = Window { begin, end: now() };
+        let groups = self
+            .slots
+            .used()
+            .iter()
+            .zip(sums.chunks_exact(SLOT_WORDS))
+            .zip(&self.baselines)
+            .map(|((slot, words), baseline)| GroupReading {
+                group: Arc::clone(&slot.group),
+                lanes: lanes(words, baseline.as_deref()),
+                watched: slot.watched,
+            })
+            .collect();
+        Ok(Snapshot {
+            meter,
+            layer: Layer::L3,
+            epoch: Epoch(self.meta.epoch),
+            since: i64::try_from(self.meta.since).ok(),
+            window,
+            coverage,
+            groups,
+            skipped: Some(skipped),
+        })
+    }
+
+    /// Takes over the groups and ports of `older`, slot for slot, but not its numbers.
+    pub(super) fn inherit(&mut self, older: &Self) -> Result<(), MeterError> {
+        for (index, slot) in (0..older.meta.slots_used).zip(older.slots.used()) {
+            let entry = older.entry(index)?;
+            write(&mut self.groups, index, entry.to_bytes(), maps::GROUPS)?;
+            debug_assert_eq!(entry.state == state::ACTIVE, slot.watched);
+        }
+        self.set_meta(|meta| meta.slots_used = older.meta.slots_used)?;
+        self.read_groups()?;
+        let table = self.slots.port_table();
+        self.write_table(table)
+    }
+
+    /// Adds the numbers of `older`, which no program changes any more, to the last stripe.
+    ///
+    /// Writes them as they are, so that doing it again after a crash changes nothing.
+    pub(super) fn carry_over(&mut self, older: &Self) -> Result<(), MeterError> {
+        let sums = older.sums()?;
+        let first = counter_index(self.meta.stripes - 1, self.meta.slots, 0, 0);
+        for (index, words) in (first..).zip(sums.chunks_exact(WORDS)) {
+            let mut value = Counters::default();
+            add_to(&mut value, words);
+            write(
+                &mut self.counters.map,
+                index,
+                value.to_bytes(),
+                maps::COUNTERS,
+            )?;
+        }
+        for reason in 0..self.meta.reasons.min(older.meta.reasons) {
+            let Traffic {
+                input_bytes,
+                input_packets,
+                output_bytes,
+                output_packets,
+            } = older.skipped(reason)?;
+            let sum = Counters {
+                input_bytes,
+                input_packets,
+                output_bytes,
+                output_packets,
+            };
+            let cpus = aya::util::nr_cpus().unwrap_or(1);
+            let mut values = vec![[0; Counters::SIZE]; cpus];
+            if let Some(first) = values.first_mut() {
+                *first = sum.to_bytes();
+            }
+            let values = aya::maps::PerCpuValues::try_from(values)
+                .map_err(|_| write_error(maps::SKIPPED, "the number of CPUs changed"))?;
+            self.skipped
+                .set(self.meta.reasons + reason, values, 0)
+                .map_err(|error| MeterError::Map {
+                    doing: "write",
+                    map: maps::SKIPPED,
+                    cause: cause(error),
+                })?;
+        }
+        self.set_meta(|meta| meta.carry = carry::DONE)
+    }
+
+    fn entry(&self, index: u32) -> Result<Entry, MeterError> {
+        let bytes = self
+            .groups
+            .get(&index, 0)
+            .map_err(|error| MeterError::Map {
+                doing: "read",
+                map: maps::GROUPS,
+                cause: cause(error),
+            })?;
+        Ok(Entry::from_bytes(&bytes))
+    }
+}
+
+fn data(map: Map, name: &'static str) -> Result<MapData, MeterError> {
+    match map {
+        Map::Array(data) => Ok(data),
+        _ => Err(write_error(name, "it is no array")),
+    }
+}
+
+fn array<const N: usize>(
+    map: Map,
+    name: &'static str,
+) -> Result<Array<MapData, [u8; N]>, MeterError> {
+    Array::try_from(map).map_err(|error| MeterError::Map {
+        doing: "open",
+        map: name,
+        cause: cause(error),
+    })
+}
+
+fn read_meta(map: &Array<MapData, [u8; Meta::SIZE]>) -> Result<Meta, MeterError> {
+    let bytes = map.get(&0, 0).map_err(|error| MeterError::Map {
+        doing: "read",
+        map: maps::META,
+        cause: cause(error),
+    })?;
+    Ok(Meta::from_bytes(&bytes))
+}
+
+fn write<const N: usize>(
+    map: &mut Array<MapData, [u8; N]>,
+    index: u32,
+    value: [u8; N],
+    name: &'static str,
+) -> Result<(), MeterError> {
+    map.set(index, value, 0).map_err(|error| MeterError::Map {
+        doing: "write",
+        map: name,
+        cause: cause(error),
+    })
+}
+
+fn write_error(map: &'static str, reason: &str) -> MeterError {
+    MeterError::Map {
+        doing: "write",
+        map,
+        cause: reason.into(),
+    }
+}
+
+fn add_counters(words: &mut [u64], value: Counters) {
+    let values = [
+        value.input_bytes,
+        value.input_packets,
+        value.output_bytes,
+        value.output_packets,
+    ];
+    for (word, value) in words.iter_mut().zip(values) {
+        *word = word.wrapping_add(value);
+    }
+}
+
+fn add_to(counters: &mut Counters, words: &[u64]) {
+    if let [input_bytes, input_packets, output_bytes, output_packets] = *words {
+        *counters = counters.plus(Counters {
+            input_bytes,
+            input_packets,
+            output_bytes,
+            output_packets,
+        });
+    }
+}
+
+fn counters_of(words: &[u64], lane: usize) -> Counters {
+    let mut counters = Counters::default();
+    if let Some(words) = words.get(lane * WORDS..(lane + 1) * WORDS) {
+        add_to(&mut counters, words);
+    }
+    counters
+}
+
+fn baseline_of(sums: &[u64], slot: usize) -> [Counters; LANES as usize] {
+    let words = sums
+        .get(slot * SLOT_WORDS..(slot + 1) * SLOT_WORDS)
+        .unwrap_or_default();
+    std::array::from_fn(|lane| counters_of(words, lane))
+}
+
+fn lanes(words: &[u64], baseline: Option<&[Counters; LANES as usize]>) -> Lanes {
+    let lane = |n: usize| {
+        let counters = counters_of(words, n);
+        traffic(baseline.map_or(counters, |baseline| counters.minus(baseline[n])))
+    };
+    Lanes {
+        tcp4: lane(0),
+        tcp6: lane(1),
+        udp4: lane(2),
+        udp6: lane(3),
+    }
+}
+
+fn traffic(counters: Counters) -> Traffic {
+    let Counters {
+        input_bytes,
+        input_packets,
+        output_bytes,
+        output_packets,
+    } = counters;
+    Traffic {
+        input_bytes,
+        input_packets,
+        output_bytes,
+        output_packets,
+    }
+}
+
+/// Nanoseconds of Unix time.
+fn now() -> i128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| {
+            i128::try_from(elapsed.as_nanos()).unwrap_or(i128::MAX)
+        })
+}

@@ -1,0 +1,217 @@
+//! Why a meter cannot count, and what to do about it.
+
+use std::{io, path::PathBuf};
+
+/// Why a meter could not start, change or read.
+///
+/// The text says what was tried and with which object; [`MeterError::remedy`] says what helps.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MeterError {
+    /// This binary was compiled without the eBPF object.
+    #[error("this binary has no eBPF programs inside")]
+    Stub,
+
+    /// A capability is missing.
+    #[error("cannot {doing}: {capability} is missing")]
+    Denied {
+        /// What was tried.
+        doing: &'static str,
+        /// Which capability, or several.
+        capability: String,
+    },
+
+    /// The kernel or its settings rule this out.
+    #[error("{feature} does not work here: {reason}")]
+    Unsupported {
+        /// Which hook or feature.
+        feature: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+
+    /// The kernel refused a program.
+    #[error("the kernel refused to load the program {name}")]
+    Load {
+        /// Which program.
+        name: &'static str,
+        /// Its answer, with the verifier's words.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The object or its maps could not be made.
+    #[error("cannot create the eBPF maps")]
+    Object(#[source] Box<aya::EbpfError>),
+
+    /// A map could not be read or written.
+    #[error("cannot {doing} the map {map}")]
+    Map {
+        /// What was tried.
+        doing: &'static str,
+        /// Which map.
+        map: &'static str,
+        /// The kernel's answer.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// A program could not be attached.
+    #[error("cannot attach to {target} ({hook})")]
+    Attach {
+        /// Device or cgroup.
+        target: String,
+        /// Which hook.
+        hook: &'static str,
+        /// The kernel's answer.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The device's frames are of a kind that the programs do not understand.
+    #[error("the device {device} has a link type that is not understood (ARPHRD {arphrd})")]
+    LinkType {
+        /// Name of the device.
+        device: String,
+        /// Its type, as in `/sys/class/net/DEVICE/type`.
+        arphrd: u16,
+    },
+
+    /// A name or pattern that matches no device.
+    #[error("no device matches `{pattern}` (there are: {present})")]
+    NoDevice {
+        /// What was asked for.
+        pattern: String,
+        /// What there is.
+        present: String,
+    },
+
+    /// bpffs is not there and cannot be mounted.
+    #[error("{} is not on a BPF file system, and none can be mounted at {}", .path.display(), .mount.display())]
+    NoBpffs {
+        /// Where the pins should be.
+        path: PathBuf,
+        /// Where it was tried to mount one.
+        mount: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
+
+    /// Something at the place of our pins that is not ours.
+    #[error("{} is not ours: {reason}", .path.display())]
+    Foreign {
+        /// What was found.
+        path: PathBuf,
+        /// Why it cannot be ours.
+        reason: String,
+    },
+
+    /// The pins count another network namespace, or another hook.
+    #[error("the maps pinned at {} {reason}", .path.display())]
+    OtherPins {
+        /// The pin folder.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+
+    /// Another daemon counts here.
+    #[error("another traffic daemon{} counts in this network namespace already", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    Busy {
+        /// Its process, when it could be read.
+        pid: Option<i32>,
+        /// The lock that it holds.
+        lock: PathBuf,
+    },
+
+    /// No cgroup2 file system, or not the given path in it.
+    #[error("no cgroup2 at {path}")]
+    NoCgroup {
+        /// What was looked at.
+        path: String,
+    },
+
+    /// More groups than slots are left.
+    #[error("{wanted} groups do not fit in {slots} slots")]
+    Full {
+        /// How many were asked for.
+        wanted: usize,
+        /// How many there are.
+        slots: u32,
+    },
+
+    /// A file or folder.
+    #[error("cannot {doing} {}", .path.display())]
+    File {
+        /// What was tried.
+        doing: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        cause: io::Error,
+    },
+
+    /// A question to the kernel about devices and routes failed.
+    #[error("cannot {doing} over netlink")]
+    Netlink {
+        /// What was tried.
+        doing: &'static str,
+        /// The kernel's answer.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl MeterError {
+    /// What helps, as a sentence for a person; `None` where the text says it all.
+    pub fn remedy(&self) -> Option<String> {
+        let text = match self {
+            Self::Stub => {
+                "build it with `cargo xtask build`, which finds or installs the eBPF tool chain"
+            }
+            Self::Denied { .. } => {
+                "run it as root, or give it the capability (systemd: AmbientCapabilities=)"
+            }
+            Self::Unsupported { .. } => {
+                "`traffic doctor` shows which hooks work here; --meter chooses another"
+            }
+            Self::Load { .. } | Self::Object(_) | Self::Map { .. } => {
+                "`traffic doctor` shows what this kernel can do; please report this with its output"
+            }
+            Self::Attach { .. } => {
+                "`traffic doctor` shows which hooks work here; --meter chooses another"
+            }
+            Self::LinkType { .. } => "leave the device out of --iface, or use --meter cgroup",
+            Self::NoDevice { .. } => {
+                "`ip link` lists the devices; quote a glob so that the shell leaves it alone"
+            }
+            Self::NoBpffs { mount, .. } => {
+                return Some(format!(
+                    "mount it with `mount -t bpf bpf {}`, choose another folder with --pins, or run without --persist",
+                    mount.display()
+                ));
+            }
+            Self::Foreign { .. } => "move it away, or choose another folder with --pins",
+            Self::OtherPins { .. } => {
+                "`traffic clean` takes them off, or choose another folder with --pins"
+            }
+            Self::Busy { .. } => {
+                "stop that one first; `traffic dump` reads what it pinned without disturbing it"
+            }
+            Self::NoCgroup { .. } => "mount cgroup2 or name a folder in it with --cgroup",
+            Self::Full { .. } => "`traffic clean` and a new start make room",
+            Self::File { .. } | Self::Netlink { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+}
+
+/// Boxes any error as a cause.
+pub(crate) fn cause<E>(error: E) -> Box<dyn std::error::Error + Send + Sync>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    Box::new(error)
+}

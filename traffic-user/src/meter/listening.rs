@@ -1,0 +1,134 @@
+//! The ports that something on this host listens on: what is watched when nothing was asked for.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use procfs::net::{TcpNetEntry, TcpState, UdpNetEntry, UdpState};
+
+use super::error::{MeterError, cause};
+use crate::accounting::ident::{Group, Transport};
+
+/// Which transports are open on a port.
+#[derive(Clone, Copy, Default)]
+struct Open {
+    tcp: bool,
+    udp: bool,
+}
+
+/// One group for each port that is open to others, in ascending order.
+///
+/// TCP: sockets that listen. UDP: sockets without a peer, except in the range from which the kernel
+/// hands out ports to clients (`ip_local_port_range`), where nobody can tell a server from a client.
+/// Sockets on a loopback address are left out, since no device brings them traffic.
+///
+/// Source: `/proc/thread-self/net/{tcp,tcp6,udp,udp6}`, so the caller's network namespace.
+///
+/// # Errors
+///
+/// [`MeterError::Netlink`] when `/proc` cannot be read.
+pub fn listening() -> Result<Vec<Group>, MeterError> {
+    let failed = |error: procfs::ProcError| MeterError::Netlink {
+        doing: "list the sockets that listen",
+        cause: cause(error),
+    };
+    let mut tcp = procfs::net::tcp().map_err(failed)?;
+    let mut udp = procfs::net::udp().map_err(failed)?;
+    // Absent on a kernel without IPv6.
+    tcp.extend(procfs::net::tcp6().unwrap_or_default());
+    udp.extend(procfs::net::udp6().unwrap_or_default());
+    Ok(groups(&tcp, &udp, client_ports()))
+}
+
+fn groups(tcp: &[TcpNetEntry], udp: &[UdpNetEntry], clients: (u16, u16)) -> Vec<Group> {
+    let mut open: BTreeMap<u16, Open> = BTreeMap::new();
+    for socket in tcp {
+        if socket.state == TcpState::Listen && is_public(socket.local_address) {
+            open.entry(socket.local_address.port()).or_default().tcp = true;
+        }
+    }
+    for socket in udp {
+        let port = socket.local_address.port();
+        let client = (clients.0..=clients.1).contains(&port);
+        let waits = socket.state == UdpState::Close && socket.remote_address.port() == 0;
+        if waits && !client && is_public(socket.local_address) {
+            open.entry(port).or_default().udp = true;
+        }
+    }
+    open.into_iter()
+        .filter_map(|(port, open)| {
+            let transport = match (open.tcp, open.udp) {
+                (true, true) => Transport::Both,
+                (true, false) => Transport::Tcp,
+                (false, _) => Transport::Udp,
+            };
+            Group::single(port, transport)
+        })
+        .collect()
+}
+
+fn is_public(address: SocketAddr) -> bool {
+    !address.ip().to_canonical().is_loopback()
+}
+
+fn client_ports() -> (u16, u16) {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let range = text.ok().and_then(|text| {
+        let mut words = text.split_ascii_whitespace();
+        Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    });
+    range.unwrap_or((32_768, 60_999))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(address: &str, state: TcpState) -> TcpNetEntry {
+        TcpNetEntry {
+            local_address: address.parse().unwrap(),
+            remote_address: "0.0.0.0:0".parse().unwrap(),
+            state,
+            rx_queue: 0,
+            tx_queue: 0,
+            uid: 0,
+            inode: 0,
+        }
+    }
+
+    fn udp(address: &str, peer: &str) -> UdpNetEntry {
+        UdpNetEntry {
+            local_address: address.parse().unwrap(),
+            remote_address: peer.parse().unwrap(),
+            state: if peer.ends_with(":0") {
+                UdpState::Close
+            } else {
+                UdpState::Established
+            },
+            rx_queue: 0,
+            tx_queue: 0,
+            uid: 0,
+            inode: 0,
+        }
+    }
+
+    #[test]
+    fn only_what_others_can_reach_is_watched() {
+        let tcp = [
+            tcp("0.0.0.0:443", TcpState::Listen),
+            tcp("[::]:8443", TcpState::Listen),
+            tcp("127.0.0.1:10085", TcpState::Listen),
+            tcp("[::1]:631", TcpState::Listen),
+            tcp("10.0.0.1:55000", TcpState::Established),
+        ];
+        let udp = [
+            udp("0.0.0.0:443", "0.0.0.0:0"),
+            udp("0.0.0.0:53", "0.0.0.0:0"),
+            udp("0.0.0.0:40000", "0.0.0.0:0"),
+            udp("10.0.0.1:123", "10.0.0.2:123"),
+        ];
+        let found: Vec<_> = groups(&tcp, &udp, (32_768, 60_999))
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(found, ["53/udp", "443", "8443/tcp"]);
+    }
+}

@@ -1,0 +1,4 @@
+//! Finished reports to text: tables for people, JSON for scripts. Opens nothing, decides nothing.
+
+pub mod json;
+pub mod table;

@@ -1,0 +1,231 @@
+//! Reports as tables for people.
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use jiff::Timestamp;
+
+use crate::accounting::{
+    delta::Deltas,
+    reading::{Coverage, Snapshot, Traffic},
+    report::{Dump, PortReport},
+    units::{human_bytes, human_count, human_rate},
+};
+
+/// Shown where nothing was measured.
+const UNKNOWN: &str = "-";
+
+/// One line of a table of groups.
+struct Line {
+    key: String,
+    name: String,
+    traffic: Traffic,
+    rate: Option<(String, String)>,
+}
+
+/// The live table: totals since the epoch began, and rates since the tick before.
+///
+/// `most` bounds the lines; with more groups the busiest are shown and the rest is summed up.
+pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
+    let snapshot = &report.snapshot;
+    let mut lines: Vec<Line> = report
+        .keys()
+        .into_iter()
+        .zip(&snapshot.groups)
+        .map(|(key, reading)| {
+            let delta = deltas.and_then(|deltas| {
+                let delta = deltas
+                    .groups
+                    .iter()
+                    .find(|delta| delta.group == reading.group)?;
+                rate(deltas, delta.lanes.total())
+            });
+            Line {
+                key: format!(
+                    "{key}{}",
+                    transport_suffix(&key, reading.group.transport().name())
+                ),
+                name: reading.group.name().unwrap_or_default().to_owned(),
+                traffic: reading.lanes.total(),
+                rate: delta,
+            }
+        })
+        .collect();
+    let hidden = lines.len().saturating_sub(most);
+    if hidden > 0 {
+        lines.sort_by_key(|line| std::cmp::Reverse(line.traffic.bytes()));
+        lines.truncate(most);
+    }
+    let mut table = grid(&[
+        "PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT",
+    ]);
+    for line in &lines {
+        add(&mut table, line);
+    }
+    let total = Line {
+        key: "total".to_owned(),
+        name: String::new(),
+        traffic: snapshot.total(),
+        rate: deltas.and_then(|deltas| rate(deltas, deltas.total())),
+    };
+    add(&mut table, &total);
+    let mut text = table.to_string();
+    text.push('\n');
+    if hidden > 0 {
+        text.push_str(&format!("and {hidden} more with less traffic\n"));
+    }
+    text.push_str(&footer(report));
+    text
+}
+
+fn add(table: &mut Table, line: &Line) {
+    let Traffic {
+        input_bytes,
+        input_packets,
+        output_bytes,
+        output_packets,
+    } = line.traffic;
+    let (input, output) = line
+        .rate
+        .clone()
+        .unwrap_or_else(|| (UNKNOWN.to_owned(), UNKNOWN.to_owned()));
+    let cells = [
+        human_bytes(input_bytes, 1),
+        human_bytes(output_bytes, 1),
+        input,
+        output,
+        human_count(input_packets),
+        human_count(output_packets),
+    ];
+    let mut row = vec![Cell::new(&line.key), Cell::new(&line.name)];
+    row.extend(
+        cells
+            .into_iter()
+            .map(|text| Cell::new(text).set_alignment(CellAlignment::Right)),
+    );
+    table.add_row(row);
+}
+
+fn rate(deltas: &Deltas, traffic: Traffic) -> Option<(String, String)> {
+    let elapsed = deltas.elapsed().filter(|elapsed| !elapsed.is_zero())?;
+    Some((
+        human_rate(traffic.input_bytes, elapsed),
+        human_rate(traffic.output_bytes, elapsed),
+    ))
+}
+
+/// A key says its transport itself where another group has the same ports.
+fn transport_suffix(key: &str, transport: &str) -> String {
+    if transport == "tcp+udp" || key.contains('/') {
+        String::new()
+    } else {
+        format!("/{transport}")
+    }
+}
+
+fn grid(headers: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(headers.iter().enumerate().map(|(n, text)| {
+        let alignment = if n < 2 {
+            CellAlignment::Left
+        } else {
+            CellAlignment::Right
+        };
+        Cell::new(*text).set_alignment(alignment)
+    }));
+    table
+}
+
+/// What else was seen, where it was counted, and what the numbers mean.
+fn footer(report: &Dump) -> String {
+    let snapshot = &report.snapshot;
+    let mut text = String::new();
+    if let Some(skipped) = &snapshot.skipped {
+        let parts: Vec<String> = skipped
+            .each()
+            .into_iter()
+            .filter(|(_, traffic)| traffic.packets() != 0)
+            .map(|(name, traffic)| format!("{name} {}", human_bytes(traffic.bytes(), 1)))
+            .collect();
+        if !parts.is_empty() {
+            text.push_str(&format!("also seen: {}\n", parts.join(", ")));
+        }
+    }
+    let devices: Vec<&str> = report
+        .devices
+        .iter()
+        .map(|device| device.name.as_str())
+        .collect();
+    let place = match (snapshot.meter, devices.as_slice()) {
+        ("cgroup", _) => "all sockets of the cgroup".to_owned(),
+        (_, []) => "no device yet".to_owned(),
+        (_, names) => names.join(", "),
+    };
+    text.push_str(&format!(
+        "{} on {place}, layer 3 bytes as on the wire, {}\n",
+        snapshot.meter,
+        since(snapshot)
+    ));
+    match snapshot.coverage {
+        Coverage::Complete => {}
+        Coverage::Estimated => text.push_str("some numbers are estimated\n"),
+        Coverage::Gap => text.push_str("GAP: some packets of this epoch were not seen\n"),
+    }
+    text
+}
+
+fn since(snapshot: &Snapshot) -> String {
+    match snapshot
+        .since
+        .and_then(|since| Timestamp::from_second(since).ok())
+    {
+        Some(since) => format!("since {since}"),
+        None => "since an unknown time".to_owned(),
+    }
+}
+
+/// The counters as they stand: `dump` without `--json`.
+pub fn dump(report: &Dump) -> String {
+    live(report, None, usize::MAX)
+}
+
+/// Configured ports with their traffic.
+pub fn ports(meter: Option<&str>, reports: &[PortReport]) -> String {
+    let mut table = grid(&["PORT", "NAME", "IN", "OUT", "TOTAL", "LISTENS", "COUNTED"]);
+    for report in reports {
+        let bytes = |of: fn(Traffic) -> u64| {
+            let text = report.traffic.map(|traffic| human_bytes(of(traffic), 1));
+            text.unwrap_or_else(|| UNKNOWN.to_owned())
+        };
+        let yes_no = |value: Option<bool>| match value {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => UNKNOWN,
+        };
+        let suffix = transport_suffix(&report.key, report.group.transport().name());
+        let cells = [
+            bytes(|traffic| traffic.input_bytes),
+            bytes(|traffic| traffic.output_bytes),
+            bytes(Traffic::bytes),
+            yes_no(report.listening).to_owned(),
+            yes_no(Some(report.watched)).to_owned(),
+        ];
+        let name = report.group.name().unwrap_or_default();
+        let mut row = vec![
+            Cell::new(format!("{}{suffix}", report.key)),
+            Cell::new(name),
+        ];
+        row.extend(
+            cells
+                .into_iter()
+                .map(|text| Cell::new(text).set_alignment(CellAlignment::Right)),
+        );
+        table.add_row(row);
+    }
+    let source = match meter {
+        Some(meter) => format!("counted at {meter}\n"),
+        None => {
+            "nothing is pinned, so nothing was measured: start `traffic run --persist`\n".into()
+        }
+    };
+    format!("{table}\n{source}")
+}
