@@ -1,0 +1,146 @@
+//! Debian packages: what is offered, what is installed, installing the rest.
+//!
+//! Never removes a package, and never installs one that was not announced.
+
+use anyhow::{Context as _, Result};
+use xshell::{Shell, cmd};
+
+use crate::{missing::Missing, place, root};
+
+/// Whether this machine has Debian's package tools.
+pub(crate) fn present() -> bool {
+    ["apt-get", "apt-cache", "dpkg-query"]
+        .into_iter()
+        .all(|tool| place::program(tool).is_some())
+}
+
+/// The version of a package that `apt-get install` would take, if any.
+pub(crate) fn candidate(sh: &Shell, package: &str) -> Option<String> {
+    let policy = cmd!(sh, "apt-cache policy {package}")
+        .quiet()
+        .ignore_stderr()
+        .read()
+        .ok()?;
+    parse_candidate(&policy).map(str::to_owned)
+}
+
+fn parse_candidate(policy: &str) -> Option<&str> {
+    policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate:"))
+        .map(str::trim)
+        .filter(|version| *version != "(none)")
+}
+
+/// Whether a package is installed, all of it.
+pub(crate) fn is_installed(sh: &Shell, package: &str) -> bool {
+    let format = "${Status}";
+    cmd!(sh, "dpkg-query --show --showformat {format} {package}")
+        .quiet()
+        .ignore_stderr()
+        .read()
+        .is_ok_and(|status| status == "install ok installed")
+}
+
+/// Reads the archives' lists again; an old or empty list names files that are not there.
+pub(crate) fn update(sh: &Shell) -> Result<()> {
+    eprintln!("apt-get update (the lists of packages are absent or too old)");
+    root::command(
+        sh,
+        &[
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "update",
+            "--quiet",
+        ],
+    )?
+    .quiet()
+    .ignore_stdout()
+    .run()
+    .context("read the lists of Debian packages")
+}
+
+/// Installs packages, after saying so; with `install` false it only says.
+///
+/// # Errors
+///
+/// [`Missing`] when it may not, or is not on Debian; else what apt-get failed with.
+pub(crate) fn install(sh: &Shell, install: bool, packages: &[&str], why: &str) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    if !install || !present() {
+        return Err(missing(&names, why).into());
+    }
+    if packages
+        .iter()
+        .any(|package| candidate(sh, package).is_none())
+    {
+        update(sh)?;
+    }
+    eprintln!("installing Debian packages: {names} ({why})");
+    if try_install(sh, packages).is_ok() {
+        return Ok(());
+    }
+    // The usual reason: an archive moved on and the lists still name the files of yesterday.
+    update(sh)?;
+    try_install(sh, packages).with_context(|| format!("install {names} ({why})"))
+}
+
+fn missing(names: &str, why: &str) -> Missing {
+    Missing {
+        what: format!("{names} ({why})"),
+        cure: if present() {
+            format!("apt-get install --no-install-recommends {names}")
+        } else {
+            format!("install what Debian calls {names}")
+        },
+    }
+}
+
+fn try_install(sh: &Shell, packages: &[&str]) -> Result<()> {
+    let mut words = vec![
+        "env",
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "install",
+        "--quiet",
+        "--yes",
+        "--no-install-recommends",
+        "--no-remove",
+        "-o",
+        "Dpkg::Use-Pty=0",
+        "-o",
+        "DPkg::Lock::Timeout=300",
+    ];
+    words.extend(packages);
+    // stdout is for results: what apt says is a message.
+    let output = root::command(sh, &words)?
+        .quiet()
+        .ignore_status()
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    eprint!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    anyhow::bail!("apt-get install ended with {}", output.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_candidate_is_read_from_the_policy() {
+        let policy = "rustc-web:\n  Installed: (none)\n  Candidate: 1.96.0+dfsg1-1~deb12u2\n  Version table:\n";
+        assert_eq!(parse_candidate(policy), Some("1.96.0+dfsg1-1~deb12u2"));
+        assert_eq!(
+            parse_candidate("rustc:\n  Installed: (none)\n  Candidate: (none)\n"),
+            None
+        );
+        assert_eq!(parse_candidate(""), None);
+    }
+}

@@ -1,0 +1,8 @@
+//! The project's rules as code.
+
+use anyhow::Result;
+
+/// Checks.
+pub(crate) fn tidy() -> Result<()> {
+    Ok(())
+}
