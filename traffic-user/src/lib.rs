@@ -9,3 +9,5 @@ mod daemon;
 pub mod meter;
 mod state;
 pub mod view;
+
+pub use accounting::units::bytes_2_human_readable;

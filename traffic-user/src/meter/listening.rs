@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use procfs::net::{TcpNetEntry, TcpState, UdpNetEntry, UdpState};
+use procfs::net::{TcpState, UdpState};
 
 use super::error::{MeterError, cause};
 use crate::accounting::ident::{Group, Transport};
@@ -35,22 +35,30 @@ pub fn listening() -> Result<Vec<Group>, MeterError> {
     // Absent on a kernel without IPv6.
     tcp.extend(procfs::net::tcp6().unwrap_or_default());
     udp.extend(procfs::net::udp6().unwrap_or_default());
-    Ok(groups(&tcp, &udp, client_ports()))
+    let listen = tcp.iter().filter(|socket| socket.state == TcpState::Listen);
+    let wait = udp
+        .iter()
+        .filter(|socket| socket.state == UdpState::Close && socket.remote_address.port() == 0);
+    Ok(groups(
+        listen.map(|socket| socket.local_address),
+        wait.map(|socket| socket.local_address),
+        client_ports(),
+    ))
 }
 
-fn groups(tcp: &[TcpNetEntry], udp: &[UdpNetEntry], clients: (u16, u16)) -> Vec<Group> {
+/// Groups of the TCP sockets that listen and the UDP sockets that wait.
+fn groups(
+    tcp: impl Iterator<Item = SocketAddr>,
+    udp: impl Iterator<Item = SocketAddr>,
+    clients: (u16, u16),
+) -> Vec<Group> {
     let mut open: BTreeMap<u16, Open> = BTreeMap::new();
-    for socket in tcp {
-        if socket.state == TcpState::Listen && is_public(socket.local_address) {
-            open.entry(socket.local_address.port()).or_default().tcp = true;
-        }
+    for address in tcp.filter(|address| is_public(*address)) {
+        open.entry(address.port()).or_default().tcp = true;
     }
-    for socket in udp {
-        let port = socket.local_address.port();
-        let client = (clients.0..=clients.1).contains(&port);
-        let waits = socket.state == UdpState::Close && socket.remote_address.port() == 0;
-        if waits && !client && is_public(socket.local_address) {
-            open.entry(port).or_default().udp = true;
+    for address in udp.filter(|address| is_public(*address)) {
+        if !(clients.0..=clients.1).contains(&address.port()) {
+            open.entry(address.port()).or_default().udp = true;
         }
     }
     open.into_iter()
@@ -82,50 +90,23 @@ fn client_ports() -> (u16, u16) {
 mod tests {
     use super::*;
 
-    fn tcp(address: &str, state: TcpState) -> TcpNetEntry {
-        TcpNetEntry {
-            local_address: address.parse().unwrap(),
-            remote_address: "0.0.0.0:0".parse().unwrap(),
-            state,
-            rx_queue: 0,
-            tx_queue: 0,
-            uid: 0,
-            inode: 0,
-        }
-    }
-
-    fn udp(address: &str, peer: &str) -> UdpNetEntry {
-        UdpNetEntry {
-            local_address: address.parse().unwrap(),
-            remote_address: peer.parse().unwrap(),
-            state: if peer.ends_with(":0") {
-                UdpState::Close
-            } else {
-                UdpState::Established
-            },
-            rx_queue: 0,
-            tx_queue: 0,
-            uid: 0,
-            inode: 0,
-        }
-    }
-
     #[test]
     fn only_what_others_can_reach_is_watched() {
-        let tcp = [
-            tcp("0.0.0.0:443", TcpState::Listen),
-            tcp("[::]:8443", TcpState::Listen),
-            tcp("127.0.0.1:10085", TcpState::Listen),
-            tcp("[::1]:631", TcpState::Listen),
-            tcp("10.0.0.1:55000", TcpState::Established),
-        ];
-        let udp = [
-            udp("0.0.0.0:443", "0.0.0.0:0"),
-            udp("0.0.0.0:53", "0.0.0.0:0"),
-            udp("0.0.0.0:40000", "0.0.0.0:0"),
-            udp("10.0.0.1:123", "10.0.0.2:123"),
-        ];
-        let found: Vec<_> = groups(&tcp, &udp, (32_768, 60_999))
+        let sockets = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect::<Vec<SocketAddr>>()
+                .into_iter()
+        };
+        let tcp = sockets(&["0.0.0.0:443", "[::]:8443", "127.0.0.1:10085", "[::1]:631"]);
+        let udp = sockets(&[
+            "0.0.0.0:443",
+            "0.0.0.0:53",
+            "0.0.0.0:40000",
+            "[::ffff:127.0.0.1]:69",
+        ]);
+        let found: Vec<_> = groups(tcp, udp, (32_768, 60_999))
             .iter()
             .map(ToString::to_string)
             .collect();

@@ -299,7 +299,8 @@ impl Attachments {
             let (name, attach_type) = cgroup_program(side);
             let program = load::cgroup_skb(ebpf, name)?;
             let link: FdLink = program
-                .attach(&cgroup, attach_type, CgroupAttachMode::AllowMultiple)
+                // A link is never alone at its cgroup; the flag that says so is for other attachments.
+                .attach(&cgroup, attach_type, CgroupAttachMode::Single)
                 .and_then(|id| program.take_link(id))
                 .map_err(|error| failed(cause(error)))?
                 .try_into()

@@ -43,8 +43,9 @@ struct CounterMap {
 
 /// The port table, however it can be written.
 enum PortTable {
-    /// Mapped: each entry is one store of 16 bits.
-    Mapped(Mapping),
+    /// Mapped: each entry is one store of 16 bits. The map itself stays open, because programs that
+    /// are loaded later know it by its descriptor.
+    Mapped { mapping: Mapping, _map: MapData },
     /// The whole value at once.
     Update(Box<Array<MapData, [u16; PORT_SLOTS]>>),
     /// Opened for reading only.
@@ -86,7 +87,10 @@ impl Maps {
             write(&mut meta_map, 0, meta.to_bytes(), maps::META)?;
         }
         let table = match Mapping::new(table.fd(), PORT_SLOTS * 2, Access::Write) {
-            Ok(mapping) => PortTable::Mapped(mapping),
+            Ok(mapping) => PortTable::Mapped {
+                mapping,
+                _map: table,
+            },
             Err(error) => {
                 tracing::debug!(%error, "the port table cannot be mapped");
                 let map: Array<_, [u16; PORT_SLOTS]> =
@@ -291,7 +295,7 @@ impl Maps {
 
     fn write_table(&mut self, table: Box<[u16]>) -> Result<(), MeterError> {
         match &mut self.table {
-            PortTable::Mapped(mapping) => {
+            PortTable::Mapped { mapping, .. } => {
                 for (entry, value) in mapping.entries().iter().zip(&table) {
                     if entry.load(Relaxed) != *value {
                         entry.store(*value, Relaxed);
