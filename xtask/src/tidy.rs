@@ -1,8 +1,0 @@
-//! The project's rules as code.
-
-use anyhow::Result;
-
-/// Checks.
-pub(crate) fn tidy() -> Result<()> {
-    Ok(())
-}
