@@ -2,5 +2,6 @@
 
 pub mod bpf;
 pub mod corpus;
+pub mod loaded;
 pub mod need;
 pub mod random;

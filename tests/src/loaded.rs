@@ -1,0 +1,228 @@
+//! The real eBPF object in the kernel, attached to nothing: packets come from test runs alone.
+
+use std::{
+    num::NonZeroUsize,
+    os::fd::{AsFd as _, BorrowedFd},
+    ptr::NonNull,
+    slice,
+    sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData, PerCpuArray},
+    programs::Program,
+    util::nr_cpus,
+};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use traffic_ebpf::abi::{self, Counters, LANES, PORT_SLOTS, globals, maps, programs, skip};
+use traffic_user::meter::ebpf::OBJECT;
+
+use crate::bpf::{self, Input, Output};
+
+/// The programs and maps of one load.
+pub struct Loaded {
+    ebpf: Ebpf,
+    slots: u32,
+    stripes: u32,
+    counters: Mapping,
+    ports: Mapping,
+}
+
+impl Loaded {
+    /// Loads all six programs, with room for `slots` groups, none of them watched yet.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses a program or a map; the verifier's log is in the message.
+    pub fn new(slots: u32, atomic: bool) -> Self {
+        let cpus = nr_cpus().expect("how many CPUs there can be");
+        let stripes = u32::try_from(cpus).expect("a number of CPUs") + 1;
+        let (atomic, silent) = (u8::from(atomic), 0u8);
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(maps::COUNTERS, stripes * slots * LANES)
+            .map_max_entries(maps::GROUPS, slots)
+            .map_max_entries("AYA_LOGS", 4096)
+            .override_global(globals::SLOTS, &slots, true)
+            .override_global(globals::ATOMIC, &atomic, true)
+            .override_global(globals::LOG_LEVEL, &silent, true)
+            .load(OBJECT)
+            .expect("make the maps");
+        for name in programs::ALL {
+            match ebpf.program_mut(name) {
+                Some(Program::SchedClassifier(program)) => program.load(),
+                Some(Program::CgroupSkb(program)) => program.load(),
+                _ => panic!("the object has no program {name}"),
+            }
+            .unwrap_or_else(|err| panic!("load {name}: {err}"));
+        }
+        let counters = stripes as usize * slots as usize * LANES as usize * Counters::SIZE;
+        Self {
+            counters: Mapping::new(map(&ebpf, maps::COUNTERS), counters),
+            ports: Mapping::new(map(&ebpf, maps::PORT_SLOT), PORT_SLOTS * 2),
+            ebpf,
+            slots,
+            stripes,
+        }
+    }
+
+    /// Counts this port of one transport into `slot`; `None` counts it nowhere.
+    pub fn watch(&mut self, udp: bool, port: u16, slot: Option<u16>) {
+        let value = slot.map_or(0, |slot| slot + 1);
+        self.ports.words::<AtomicU16>()[abi::port_index(udp, port)].store(value, Relaxed);
+    }
+
+    /// A program by its name of [`programs`].
+    pub fn program(&self, name: &str) -> BorrowedFd<'_> {
+        match self.ebpf.program(name) {
+            Some(Program::SchedClassifier(program)) => program.fd(),
+            Some(Program::CgroupSkb(program)) => program.fd(),
+            _ => panic!("the object has no program {name}"),
+        }
+        .expect("loaded by `new`")
+        .as_fd()
+    }
+
+    /// Runs a program on one packet.
+    pub fn run(&self, name: &str, input: Input<'_>) -> Output {
+        bpf::test_run(self.program(name), input)
+            .unwrap_or_else(|err| panic!("run {name} on {} bytes: {err}", input.packet.len()))
+    }
+
+    /// Instructions that the verifier looked at, where the kernel tells (5.16 and later).
+    pub fn verified_instructions(&self, name: &str) -> Option<u32> {
+        match self.ebpf.program(name) {
+            Some(Program::SchedClassifier(program)) => program.info(),
+            Some(Program::CgroupSkb(program)) => program.info(),
+            _ => panic!("the object has no program {name}"),
+        }
+        .expect("information about a loaded program")
+        .verified_instruction_count()
+    }
+
+    /// What one lane of one slot stands at, summed over the CPUs.
+    pub fn counter(&self, slot: u32, lane: u8) -> Counters {
+        (0..self.stripes).fold(Counters::default(), |sum, stripe| {
+            let at = abi::counter_index(stripe, self.slots, slot, lane) as usize * 4;
+            let words = &self.counters.words::<AtomicU64>()[at..at + 4];
+            sum.plus(Counters {
+                input_bytes: words[0].load(Relaxed),
+                input_packets: words[1].load(Relaxed),
+                output_bytes: words[2].load(Relaxed),
+                output_packets: words[3].load(Relaxed),
+            })
+        })
+    }
+
+    /// All lanes of all slots, lanes of one slot together.
+    pub fn counters(&self) -> Vec<Counters> {
+        let lanes = 0..u8::try_from(LANES).expect("four");
+        (0..self.slots)
+            .flat_map(|slot| lanes.clone().map(move |lane| self.counter(slot, lane)))
+            .collect()
+    }
+
+    /// Whether the stripe that belongs to user space is untouched.
+    pub fn carried_over_is_zero(&self) -> bool {
+        let from = abi::counter_index(self.stripes - 1, self.slots, 0, 0) as usize * 4;
+        self.counters.words::<AtomicU64>()[from..]
+            .iter()
+            .all(|word| word.load(Relaxed) == 0)
+    }
+
+    /// All of `SKIPPED`, summed over the CPUs: what the programs count, then what no program writes.
+    pub fn skipped(&self) -> Vec<Counters> {
+        let skipped: PerCpuArray<_, [u64; 4]> = map(&self.ebpf, maps::SKIPPED)
+            .try_into()
+            .expect("a per-CPU array");
+        let sum = |reason| {
+            let values = skipped.get(&reason, 0).expect("read SKIPPED");
+            values
+                .iter()
+                .fold(Counters::default(), |sum, &[a, b, c, d]| {
+                    sum.plus(Counters {
+                        input_bytes: a,
+                        input_packets: b,
+                        output_bytes: c,
+                        output_packets: d,
+                    })
+                })
+        };
+        (0..2 * skip::REASONS).map(sum).collect()
+    }
+
+    /// Empties the table of fragments.
+    pub fn forget_fragments(&mut self) {
+        let fragments = self
+            .ebpf
+            .map_mut(maps::FRAGMENTS)
+            .expect("the object has FRAGMENTS");
+        let mut fragments: HashMap<_, [u8; 40], u32> = fragments.try_into().expect("a hash table");
+        let keys: Vec<_> = fragments
+            .keys()
+            .map(|key| key.expect("a key of FRAGMENTS"))
+            .collect();
+        for key in keys {
+            fragments.remove(&key).expect("remove from FRAGMENTS");
+        }
+    }
+}
+
+fn map<'a>(ebpf: &'a Ebpf, name: &str) -> &'a Map {
+    ebpf.map(name)
+        .unwrap_or_else(|| panic!("the object has no map {name}"))
+}
+
+/// An array of the kernel in this process.
+struct Mapping {
+    start: NonNull<u8>,
+    length: NonZeroUsize,
+}
+
+/// What [`Mapping::words`] can be read as.
+trait Word {}
+impl Word for AtomicU16 {}
+impl Word for AtomicU64 {}
+
+impl Mapping {
+    fn new(map: &Map, bytes: usize) -> Self {
+        let Map::Array(map) = map else {
+            panic!("not an array: {map:?}");
+        };
+        let map: &MapData = map;
+        let length = NonZeroUsize::new(bytes).expect("an array has entries");
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start = unsafe {
+            mmap(
+                None,
+                length,
+                protection,
+                MapFlags::MAP_SHARED,
+                map.fd().as_fd(),
+                0,
+            )
+        }
+        .expect("map an array of the kernel");
+        Self {
+            start: start.cast(),
+            length,
+        }
+    }
+
+    fn words<T: Word>(&self) -> &[T] {
+        let count = self.length.get() / size_of::<T>();
+        // SAFETY: the mapping lives as long as `self`, begins at a page, and its bytes are only ever
+        // accessed as atomics, here and in the kernel.
+        unsafe { slice::from_raw_parts(self.start.cast::<T>().as_ptr(), count) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length, and nothing borrows from it any more.
+        if let Err(err) = unsafe { munmap(self.start.cast(), self.length.get()) } {
+            eprintln!("left behind: a mapping of {} bytes: {err}", self.length);
+        }
+    }
+}
