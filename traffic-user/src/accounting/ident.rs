@@ -476,3 +476,6 @@ pub fn key<'a>(group: &Group, all: impl IntoIterator<Item = &'a Group>) -> Strin
         ports
     }
 }
+
+#[cfg(test)]
+mod tests;
