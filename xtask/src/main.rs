@@ -7,6 +7,7 @@ mod apt;
 mod bench;
 mod build;
 mod clean;
+mod kernels;
 mod missing;
 mod place;
 mod root;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use xshell::{PushEnv, Shell, cmd};
 
-use crate::{apt, build, place, root, tidy};
+use crate::{apt, build, kernels, place, root, tidy};
 
 /// Set where nothing may be skipped.
 pub(crate) const EVERYTHING: &str = "TRAFFIC_TEST_ALL";
@@ -85,7 +85,15 @@ pub(crate) fn test(sh: &Shell, install: bool, args: &[String]) -> Result<()> {
     checks.check("unit and documentation tests", || {
         Ok(cmd!(sh, "cargo test --workspace --exclude traffic-tests").run()?)
     });
+    let mut found = None;
+    checks.check("kernels to test on", || {
+        found = Some(kernels::ensure(sh, install)?);
+        Ok(())
+    });
     checks.check("tests that need root", || {
+        let _kernels = found
+            .as_ref()
+            .map(|folder| sh.push_env(kernels::KERNELS, folder));
         let _env = built.ebpf.enter(sh)?;
         let _runner = as_root(sh)?;
         let _binary = sh.push_env(BINARY, &built.binary);
