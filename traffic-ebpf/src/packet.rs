@@ -41,6 +41,7 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
+const NO_NEXT_HEADER: u8 = 59;
 const DESTINATION_OPTIONS: u8 = 60;
 
 const IPV4_LEAST: usize = 20;
@@ -200,14 +201,28 @@ pub struct Truncated;
 /// ```
 #[inline(always)]
 pub fn parse(pkt: &impl PacketReader, link: Link, offload: Offload) -> Result<Parsed, Truncated> {
+    // All ways meet in one place before anything is decided: each way that did not would be walked
+    // to its end apart by the verifier.
+    match locate(pkt, link)? {
+        Located::Ip(ip) => finish(pkt, ip, offload),
+        Located::Nothing { l3, reason } => Ok(skipped(reason, pkt.len().saturating_sub(l3))),
+    }
+}
+
+#[inline(always)]
+fn locate(pkt: &impl PacketReader, link: Link) -> Result<Located, Truncated> {
     match link {
-        Link::Ethernet => ethernet(pkt, offload),
+        Link::Ethernet => ethernet(pkt),
         Link::Bare => {
-            let [first] = pkt.read(0).ok_or(Truncated)?;
+            // Two bytes: the verifier learns nothing from a comparison that leaves room for one.
+            let [first, _] = pkt.read(0).ok_or(Truncated)?;
             match first >> 4 {
-                4 => ipv4(pkt, 0, offload),
-                6 => ipv6(pkt, 0, offload),
-                _ => Ok(skipped(skip::OTHER, pkt.len())),
+                4 => ipv4(pkt, 0),
+                6 => ipv6(pkt, 0),
+                _ => Ok(Located::Nothing {
+                    l3: 0,
+                    reason: skip::OTHER,
+                }),
             }
         }
     }
@@ -223,8 +238,33 @@ pub fn truncated(pkt: &impl PacketReader, link: Link) -> Parsed {
     skipped(skip::MALFORMED, pkt.len().saturating_sub(l3))
 }
 
+/// What the headers up to the transport's say.
+enum Located {
+    Ip(Ip),
+    /// No IP packet, or one that cannot be one.
+    Nothing {
+        l3: usize,
+        reason: u32,
+    },
+}
+
+/// What is known of a packet once its IP headers are read.
+struct Ip {
+    l3: usize,
+    /// IP header with its options or extension headers.
+    header_len: usize,
+    /// Layer-3 bytes as the header states them; 0 where it does not.
+    stated: usize,
+    /// Protocol of what follows.
+    next: u8,
+    ipv6: bool,
+    /// Begins with the header that only an skb to be segmented has.
+    jumbo: bool,
+    place: Place,
+}
+
 #[inline(always)]
-fn ethernet(pkt: &impl PacketReader, offload: Offload) -> Result<Parsed, Truncated> {
+fn ethernet(pkt: &impl PacketReader) -> Result<Located, Truncated> {
     let mut l3 = ETHERNET_HEADER;
     let mut ethertype = be16(pkt, l3 - 2)?;
     // At most two tags; one that the card took off is not in the packet at all.
@@ -237,31 +277,28 @@ fn ethernet(pkt: &impl PacketReader, offload: Offload) -> Result<Parsed, Truncat
         }
     }
     match ethertype {
-        ETHERTYPE_IPV4 => ipv4(pkt, l3, offload),
-        ETHERTYPE_IPV6 => ipv6(pkt, l3, offload),
-        _ => Ok(skipped(skip::OTHER, pkt.len().saturating_sub(l3))),
+        ETHERTYPE_IPV4 => ipv4(pkt, l3),
+        ETHERTYPE_IPV6 => ipv6(pkt, l3),
+        _ => Ok(Located::Nothing {
+            l3,
+            reason: skip::OTHER,
+        }),
     }
 }
 
 #[inline(always)]
-fn ipv4(pkt: &impl PacketReader, l3: usize, offload: Offload) -> Result<Parsed, Truncated> {
+fn ipv4(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
     let header: [u8; IPV4_LEAST] = pkt.read(l3).ok_or(Truncated)?;
-    let present = pkt.len().saturating_sub(l3);
     // The header length comes from the packet, not from `size_of`: options move the ports.
     let header_len = usize::from(header[0] & 0x0f) * 4;
-    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    let length = if total == 0 || offload.in_use() {
-        present
-    } else {
-        total
-    };
-    if header[0] >> 4 != 4 || header_len < IPV4_LEAST || length < header_len || length > present {
-        return Ok(skipped(skip::MALFORMED, present));
+    if header[0] >> 4 != 4 || header_len < IPV4_LEAST {
+        return Ok(Located::Nothing {
+            l3,
+            reason: skip::MALFORMED,
+        });
     }
-    let protocol = header[9];
-    if protocol != TCP && protocol != UDP {
-        return Ok(skipped(skip::OTHER, length));
-    }
+    let stated = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let next = header[9];
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     // More-fragments flag and offset; the don't-fragment flag does not matter.
     let place = if fragment & 0x3fff == 0 {
@@ -270,7 +307,7 @@ fn ipv4(pkt: &impl PacketReader, l3: usize, offload: Offload) -> Result<Parsed, 
         let id = u32::from(u16::from_be_bytes([header[4], header[5]]));
         let of = FragmentOf {
             id,
-            protocol,
+            protocol: next,
             ipv6: false,
             addresses: l3 + 12,
         };
@@ -280,136 +317,185 @@ fn ipv4(pkt: &impl PacketReader, l3: usize, offload: Offload) -> Result<Parsed, 
             Place::Later(of)
         }
     };
-    transport(
-        pkt,
-        protocol,
-        Ip {
-            l3,
-            header_len,
-            length,
-            unseen: 0,
-            ipv6: false,
-            place,
-        },
-        offload,
-    )
+    Ok(Located::Ip(Ip {
+        l3,
+        header_len,
+        stated,
+        next,
+        ipv6: false,
+        jumbo: false,
+        place,
+    }))
 }
 
 #[inline(always)]
-fn ipv6(pkt: &impl PacketReader, l3: usize, offload: Offload) -> Result<Parsed, Truncated> {
-    let [version, ..] = pkt.read::<1>(l3).ok_or(Truncated)?;
+fn ipv6(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
+    let [version, _] = pkt.read(l3).ok_or(Truncated)?;
     let [high, low, mut next] = pkt.read(l3 + 4).ok_or(Truncated)?;
     // The addresses are not looked at, but they must be there.
     let [_] = pkt.read(l3 + IPV6_HEADER - 1).ok_or(Truncated)?;
-    let present = pkt.len().saturating_sub(l3);
+    if version >> 4 != 6 {
+        return Ok(Located::Nothing {
+            l3,
+            reason: skip::MALFORMED,
+        });
+    }
     let payload = usize::from(u16::from_be_bytes([high, low]));
     // A payload of 0 is a jumbo packet only where one can be; else it says what it says.
-    let length = if offload.in_use() || (payload == 0 && next == HOP_BY_HOP) {
-        present
-    } else {
-        IPV6_HEADER + payload
-    };
-    if version >> 4 != 6 || length < IPV6_HEADER || length > present {
-        return Ok(skipped(skip::MALFORMED, present));
-    }
-    // Bytes of the skb that do not go over the wire.
-    let unseen = if payload == 0 && next == HOP_BY_HOP && offload.in_use() {
-        JUMBO_HEADER
-    } else {
-        0
-    };
+    let jumbo = payload == 0 && next == HOP_BY_HOP;
+    let stated = if jumbo { 0 } else { IPV6_HEADER + payload };
 
-    let mut at = l3 + IPV6_HEADER;
+    let mut chain = Chain {
+        header_len: IPV6_HEADER,
+        next,
+        followed: 0,
+    };
+    chain.walk(pkt, l3)?;
     let mut place = Place::Whole;
-    for _ in 0..=MAX_EXTENSIONS {
-        let followed = matches!(
-            next,
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT
-        );
-        // What follows a later fragment's header is payload, whatever it looks like.
-        if matches!(next, TCP | UDP) || followed && matches!(place, Place::Later(_)) {
-            let ip = Ip {
-                l3,
-                header_len: at - l3,
-                length,
-                unseen,
-                ipv6: true,
-                place,
-            };
-            return transport(pkt, next, ip, offload);
-        }
-        if !followed {
-            return Ok(skipped(skip::OTHER, length));
-        }
-        let header: [u8; 2] = pkt.read(at).ok_or(Truncated)?;
-        let size = match next {
-            AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
-            FRAGMENT => {
-                let rest: [u8; 6] = pkt.read(at + 2).ok_or(Truncated)?;
-                place = fragment6(l3, header[0], rest, place);
-                8
-            }
-            _ => (usize::from(header[1]) + 1) * 8,
+    if chain.next == FRAGMENT {
+        let (protocol, found) = fragment6(pkt, l3, l3 + chain.header_len)?;
+        place = found;
+        chain = Chain {
+            header_len: chain.header_len + 8,
+            next: protocol,
+            followed: chain.followed + 1,
         };
-        at += size;
-        next = header[0];
+        // What follows a later fragment's header is payload, whatever it looks like.
+        if !matches!(place, Place::Later(_)) {
+            chain.walk(pkt, l3)?;
+        }
     }
-    Ok(skipped(skip::OTHER, length))
+    let Chain {
+        header_len,
+        mut next,
+        followed,
+    } = chain;
+    if followed > MAX_EXTENSIONS {
+        next = NO_NEXT_HEADER;
+    }
+    Ok(Located::Ip(Ip {
+        l3,
+        header_len,
+        stated,
+        next,
+        ipv6: true,
+        jumbo,
+        place,
+    }))
 }
 
-/// What an IPv6 fragment header says. `rest` are its last six bytes.
+/// A walk along the extension headers of IPv6.
+struct Chain {
+    /// Bytes from the IP header on to where the walk stands.
+    header_len: usize,
+    /// Protocol of what stands there.
+    next: u8,
+    /// Extension headers on the way.
+    followed: usize,
+}
+
+impl Chain {
+    /// Goes on to the first header that is a fragment's or no extension, or past as many as are
+    /// followed.
+    ///
+    /// Every step is the same few instructions whatever the header is, and the masks give each
+    /// result one range: what the verifier has seen once it does not walk again.
+    #[inline(always)]
+    fn walk(&mut self, pkt: &impl PacketReader, l3: usize) -> Result<(), Truncated> {
+        for _ in 0..MAX_EXTENSIONS + 1 {
+            let how = EXTENSION[usize::from(self.next)];
+            if how == 0 {
+                break;
+            }
+            let header: [u8; 2] = pkt.read(l3 + self.header_len).ok_or(Truncated)?;
+            let size = 8 + usize::from(header[1]) * usize::from(how & UNIT);
+            // Neither mask ever cuts anything off: nine of the longest headers end before.
+            self.header_len = (self.header_len + size) & 0x7ffc;
+            self.followed = (self.followed + usize::from(how >> COUNT_SHIFT)) & 0x1f;
+            self.next = header[0];
+        }
+        Ok(())
+    }
+}
+
+/// What the IPv6 fragment header at `at` says: what follows it, and where the packet stands.
 #[inline(always)]
-fn fragment6(l3: usize, protocol: u8, rest: [u8; 6], before: Place) -> Place {
-    let offset = u16::from_be_bytes([rest[0], rest[1]]);
-    let id = u32::from_be_bytes([rest[2], rest[3], rest[4], rest[5]]);
+fn fragment6(pkt: &impl PacketReader, l3: usize, at: usize) -> Result<(u8, Place), Truncated> {
+    let [protocol, _, o0, o1, i0, i1, i2, i3] = pkt.read(at).ok_or(Truncated)?;
+    let offset = u16::from_be_bytes([o0, o1]);
+    let id = u32::from_be_bytes([i0, i1, i2, i3]);
     let of = FragmentOf {
         id,
         protocol,
         ipv6: true,
         addresses: l3 + 8,
     };
-    match offset {
+    let place = match offset {
         // An atomic fragment is the whole datagram: nothing comes after it.
-        _ if offset & 0xfff9 == 0 => before,
+        _ if offset & 0xfff9 == 0 => Place::Whole,
         _ if offset & 0xfff8 == 0 => Place::First(of),
         _ => Place::Later(of),
-    }
+    };
+    Ok((protocol, place))
 }
 
-/// What is known of a packet once its IP headers are read.
-struct Ip {
-    l3: usize,
-    /// IP header with its options or extension headers.
-    header_len: usize,
-    /// Layer-3 bytes in the skb.
-    length: usize,
-    /// Bytes of those that never go over the wire.
-    unseen: usize,
-    ipv6: bool,
-    place: Place,
-}
+/// Bits of [`EXTENSION`]: bytes that one unit of the length field stands for. More bits than any unit
+/// needs, so that the verifier takes every product for possible.
+const UNIT: u16 = 0x0fff;
+/// Above these bits stands how many headers it counts for: one.
+const COUNT_SHIFT: u32 = 12;
+const ONE: u16 = 1 << COUNT_SHIFT;
 
+/// How the length of an extension header is read, by its protocol number; 0 is none that is followed
+/// like the others. A table and not a `match`: a header of any kind is then one way through the
+/// program, where eight in a row would be thousands.
+static EXTENSION: [u16; 256] = {
+    let mut table = [0; 256];
+    table[HOP_BY_HOP as usize] = ONE | 8;
+    table[ROUTING as usize] = ONE | 8;
+    table[DESTINATION_OPTIONS as usize] = ONE | 8;
+    table[AUTHENTICATION as usize] = ONE | 4;
+    table
+};
+
+/// How long the packet is on the wire, and which ports it has.
 #[inline(always)]
-fn transport(
-    pkt: &impl PacketReader,
-    protocol: u8,
-    ip: Ip,
-    offload: Offload,
-) -> Result<Parsed, Truncated> {
+fn finish(pkt: &impl PacketReader, ip: Ip, offload: Offload) -> Result<Parsed, Truncated> {
     let Ip {
         l3,
         header_len,
-        length,
-        unseen,
+        stated,
+        next,
         ipv6,
+        jumbo,
         place,
     } = ip;
-    let bytes = (length - unseen) as u64;
-    // Cannot be in IPv4; in IPv6 the headers may be longer than the payload that they are part of.
+    let present = pkt.len().saturating_sub(l3);
+    let length = if stated == 0 || offload.in_use() {
+        present
+    } else {
+        stated
+    };
+    if length > present || (!ipv6 && length < header_len) {
+        return Ok(skipped(skip::MALFORMED, present));
+    }
+    // The extension headers of IPv6 are a part of the payload, and may claim more than there is.
     if length < header_len {
         return Ok(skipped(skip::MALFORMED, length));
     }
+    // Bytes of the skb that do not go over the wire.
+    let unseen = if jumbo && offload.in_use() {
+        JUMBO_HEADER
+    } else {
+        0
+    };
+    let bytes = (length - unseen) as u64;
+    let carries_ports = matches!(next, TCP | UDP);
     if let Place::Later(_) = place {
+        // In IPv6 the transport may still be hidden behind what the first fragment holds.
+        if !carries_ports && !(ipv6 && (next == FRAGMENT || EXTENSION[usize::from(next)] != 0)) {
+            return Ok(skipped(skip::OTHER, length));
+        }
         let amount = Amount { bytes, packets: 1 };
         let flow = Flow {
             lane: 0,
@@ -420,12 +506,15 @@ fn transport(
         };
         return Ok(Parsed::Flow(flow));
     }
+    if !carries_ports {
+        return Ok(skipped(skip::OTHER, length));
+    }
     if length < header_len + L4_LEAST {
         return Ok(skipped(skip::MALFORMED, length));
     }
     let l4 = l3 + header_len;
     let [s0, s1, d0, d1, ..] = pkt.read::<L4_LEAST>(l4).ok_or(Truncated)?;
-    let udp = protocol == UDP;
+    let udp = next == UDP;
 
     let mut amount = Amount { bytes, packets: 1 };
     if offload.in_use() {
@@ -435,12 +524,12 @@ fn transport(
             let [offset] = pkt.read(l4 + 12).ok_or(Truncated)?;
             (TCP_LEAST, usize::from(offset >> 4) * 4)
         };
-        // Segments cannot be told from a header that contradicts itself.
+        // Each segment repeats the header, so it must be known how long it is.
         if l4_len < least || length < header_len + l4_len {
             return Ok(skipped(skip::MALFORMED, length));
         }
         let headers = (header_len - unseen + l4_len) as u64;
-        amount.packets = offload.count(bytes - headers);
+        amount.packets = offload.count(bytes.saturating_sub(headers));
         amount.bytes = bytes + (amount.packets - 1) * headers;
     }
     Ok(Parsed::Flow(Flow {
