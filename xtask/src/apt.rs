@@ -1,4 +1,4 @@
-//! Debian packages: what is offered, what is installed, installing the rest.
+//! Debian packages: what is offered, and installing it.
 //!
 //! Never removes a package, and never installs one that was not announced.
 
@@ -9,7 +9,7 @@ use crate::{missing::Missing, place, root};
 
 /// Whether this machine has Debian's package tools.
 pub(crate) fn present() -> bool {
-    ["apt-get", "apt-cache", "dpkg-query"]
+    ["apt-get", "apt-cache"]
         .into_iter()
         .all(|tool| place::program(tool).is_some())
 }
@@ -30,16 +30,6 @@ fn parse_candidate(policy: &str) -> Option<&str> {
         .find_map(|line| line.trim().strip_prefix("Candidate:"))
         .map(str::trim)
         .filter(|version| *version != "(none)")
-}
-
-/// Whether a package is installed, all of it.
-pub(crate) fn is_installed(sh: &Shell, package: &str) -> bool {
-    let format = "${Status}";
-    cmd!(sh, "dpkg-query --show --showformat {format} {package}")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .is_ok_and(|status| status == "install ok installed")
 }
 
 /// Reads the archives' lists again; an old or empty list names files that are not there.
