@@ -235,7 +235,12 @@ impl PacketReader for Whole {
         let mut bytes = Aligned([0u8; N]);
         // SAFETY: the helper writes at most `N` bytes to `bytes`.
         let result = unsafe {
-            bpf_skb_load_bytes(self.0.cast(), offset as u32, bytes.0.as_mut_ptr().cast(), N as u32)
+            bpf_skb_load_bytes(
+                self.0.cast(),
+                offset as u32,
+                bytes.0.as_mut_ptr().cast(),
+                N as u32,
+            )
         };
         (result == 0).then_some(bytes.0)
     }

@@ -7,6 +7,7 @@
 #![expect(internal_features, reason = "BPF has no atomic add but this intrinsic")]
 #![feature(core_intrinsics)]
 #![expect(unreachable_pub, reason = "entry points and maps are found by symbol")]
+#![expect(missing_docs, reason = "the name says it all")]
 #![expect(
     clippy::cast_possible_truncation,
     reason = "kernel fields of 32 bits, on a 64-bit target"

@@ -35,14 +35,14 @@ const ETHERTYPE_QINQ: u16 = 0x88a8;
 const ETHERNET_HEADER: usize = 14;
 const VLAN_TAG: usize = 4;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
-const NO_NEXT_HEADER: u8 = 59;
-const DESTINATION_OPTIONS: u8 = 60;
+const TCP: usize = 6;
+const UDP: usize = 17;
+const HOP_BY_HOP: usize = 0;
+const ROUTING: usize = 43;
+const FRAGMENT: usize = 44;
+const AUTHENTICATION: usize = 51;
+const NO_NEXT_HEADER: usize = 59;
+const DESTINATION_OPTIONS: usize = 60;
 
 const IPV4_LEAST: usize = 20;
 const IPV6_HEADER: usize = 40;
@@ -135,11 +135,13 @@ pub enum Place {
 }
 
 /// What the datagram of a fragment is recognised by, apart from the addresses.
+///
+/// Every field is as wide as a register: see [`Chain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FragmentOf {
-    id: u32,
-    protocol: u8,
-    ipv6: bool,
+    id: usize,
+    protocol: usize,
+    family: usize,
     addresses: usize,
 }
 
@@ -256,7 +258,7 @@ struct Ip {
     /// Layer-3 bytes as the header states them; 0 where it does not.
     stated: usize,
     /// Protocol of what follows.
-    next: u8,
+    next: usize,
     ipv6: bool,
     /// Begins with the header that only an skb to be segmented has.
     jumbo: bool,
@@ -298,17 +300,17 @@ fn ipv4(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
         });
     }
     let stated = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    let next = header[9];
+    let next = usize::from(header[9]);
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     // More-fragments flag and offset; the don't-fragment flag does not matter.
     let place = if fragment & 0x3fff == 0 {
         Place::Whole
     } else {
-        let id = u32::from(u16::from_be_bytes([header[4], header[5]]));
+        let id = usize::from(u16::from_be_bytes([header[4], header[5]]));
         let of = FragmentOf {
             id,
             protocol: next,
-            ipv6: false,
+            family: 4,
             addresses: l3 + 12,
         };
         if fragment & 0x1fff == 0 {
@@ -331,7 +333,8 @@ fn ipv4(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
 #[inline(always)]
 fn ipv6(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
     let [version, _] = pkt.read(l3).ok_or(Truncated)?;
-    let [high, low, mut next] = pkt.read(l3 + 4).ok_or(Truncated)?;
+    let [high, low, next] = pkt.read(l3 + 4).ok_or(Truncated)?;
+    let next = usize::from(next);
     // The addresses are not looked at, but they must be there.
     let [_] = pkt.read(l3 + IPV6_HEADER - 1).ok_or(Truncated)?;
     if version >> 4 != 6 {
@@ -388,8 +391,10 @@ fn ipv6(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
 struct Chain {
     /// Bytes from the IP header on to where the walk stands.
     header_len: usize,
-    /// Protocol of what stands there.
-    next: u8,
+    /// Protocol of what stands there. As wide as a register, like all that is carried past a
+    /// possible error: a narrower one is cut to size before it is known to be there, and the
+    /// verifier refuses to touch what was never set.
+    next: usize,
     /// Extension headers on the way.
     followed: usize,
 }
@@ -403,7 +408,7 @@ impl Chain {
     #[inline(always)]
     fn walk(&mut self, pkt: &impl PacketReader, l3: usize) -> Result<(), Truncated> {
         for _ in 0..MAX_EXTENSIONS + 1 {
-            let how = EXTENSION[usize::from(self.next)];
+            let how = EXTENSION[self.next & 0xff];
             if how == 0 {
                 break;
             }
@@ -412,7 +417,7 @@ impl Chain {
             // Neither mask ever cuts anything off: nine of the longest headers end before.
             self.header_len = (self.header_len + size) & 0x7ffc;
             self.followed = (self.followed + usize::from(how >> COUNT_SHIFT)) & 0x1f;
-            self.next = header[0];
+            self.next = usize::from(header[0]);
         }
         Ok(())
     }
@@ -420,14 +425,16 @@ impl Chain {
 
 /// What the IPv6 fragment header at `at` says: what follows it, and where the packet stands.
 #[inline(always)]
-fn fragment6(pkt: &impl PacketReader, l3: usize, at: usize) -> Result<(u8, Place), Truncated> {
+fn fragment6(pkt: &impl PacketReader, l3: usize, at: usize) -> Result<(usize, Place), Truncated> {
     let [protocol, _, o0, o1, i0, i1, i2, i3] = pkt.read(at).ok_or(Truncated)?;
+    let protocol = usize::from(protocol);
     let offset = u16::from_be_bytes([o0, o1]);
-    let id = u32::from_be_bytes([i0, i1, i2, i3]);
+    let id =
+        usize::from(u16::from_be_bytes([i0, i1])) << 16 | usize::from(u16::from_be_bytes([i2, i3]));
     let of = FragmentOf {
         id,
         protocol,
-        ipv6: true,
+        family: 6,
         addresses: l3 + 8,
     };
     let place = match offset {
@@ -451,10 +458,10 @@ const ONE: u16 = 1 << COUNT_SHIFT;
 /// program, where eight in a row would be thousands.
 static EXTENSION: [u16; 256] = {
     let mut table = [0; 256];
-    table[HOP_BY_HOP as usize] = ONE | 8;
-    table[ROUTING as usize] = ONE | 8;
-    table[DESTINATION_OPTIONS as usize] = ONE | 8;
-    table[AUTHENTICATION as usize] = ONE | 4;
+    table[HOP_BY_HOP] = ONE | 8;
+    table[ROUTING] = ONE | 8;
+    table[DESTINATION_OPTIONS] = ONE | 8;
+    table[AUTHENTICATION] = ONE | 4;
     table
 };
 
@@ -493,7 +500,7 @@ fn finish(pkt: &impl PacketReader, ip: Ip, offload: Offload) -> Result<Parsed, T
     let carries_ports = matches!(next, TCP | UDP);
     if let Place::Later(_) = place {
         // In IPv6 the transport may still be hidden behind what the first fragment holds.
-        if !carries_ports && !(ipv6 && (next == FRAGMENT || EXTENSION[usize::from(next)] != 0)) {
+        if !carries_ports && !(ipv6 && (next == FRAGMENT || EXTENSION[next & 0xff] != 0)) {
             return Ok(skipped(skip::OTHER, length));
         }
         let amount = Amount { bytes, packets: 1 };
@@ -551,10 +558,10 @@ pub fn fragment_key(
     let FragmentOf {
         id,
         protocol,
-        ipv6,
+        family,
         addresses,
     } = of;
-    let (source, destination) = if ipv6 {
+    let (source, destination) = if family == 6 {
         (
             pkt.read(addresses).ok_or(Truncated)?,
             pkt.read(addresses + 16).ok_or(Truncated)?,
@@ -564,13 +571,13 @@ pub fn fragment_key(
         let wide = |a, b, c, d| [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         (wide(s0, s1, s2, s3), wide(d0, d1, d2, d3))
     };
-    let family = if ipv6 { 6 } else { 4 };
+    let [i0, i1, i2, i3, ..] = id.to_le_bytes();
     Ok(FragmentKey {
         source,
         destination,
-        id,
-        protocol,
-        family,
+        id: u32::from_le_bytes([i0, i1, i2, i3]),
+        protocol: protocol.to_le_bytes()[0],
+        family: family.to_le_bytes()[0],
         direction,
         reserved: 0,
     })

@@ -13,6 +13,10 @@ mod random;
 
 use corpus::{Case, Charge, Position, Side};
 
+/// As the header holds them.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
 /// The answer of the programs: a packet that cannot be read even as a whole is malformed.
 fn answer(packet: &[u8], link: Link, offload: Offload) -> Parsed {
     parse(&packet, link, offload).unwrap_or_else(|Truncated| truncated(&packet, link))
