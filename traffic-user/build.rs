@@ -40,6 +40,9 @@ fn main() -> Result<()> {
             // SAFETY: a build script of one thread; nothing reads the environment at the same time.
             unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
         }
+        // aya-build turns each line of cargo's progress into a warning, which is shown again and again.
+        // SAFETY: as above.
+        unsafe { env::set_var("CARGO_TERM_QUIET", "true") };
         let toolchain = toolchain.to_string_lossy();
         let programs = Package {
             name: "traffic-ebpf",
