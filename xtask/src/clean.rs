@@ -5,10 +5,10 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 use xshell::{Shell, cmd};
 
-use crate::{place, root, toolchain};
+use crate::{place, root};
 
-/// Removes measurements, cached build tools and what `traffic` left in the kernel. Installed packages
-/// and cargo's own results stay.
+/// Removes what `traffic` left in the kernel, measurements, cached build tools and kernels. Installed
+/// packages and cargo's own results stay.
 pub(crate) fn clean(sh: &Shell) -> Result<()> {
     let binary = place::target().join("release").join("traffic");
     if binary.is_file() {
@@ -25,9 +25,16 @@ pub(crate) fn clean(sh: &Shell) -> Result<()> {
             .context("clean up the kernel")?;
     }
     remove(&place::target().join("bench"), "measurements")?;
-    for folder in toolchain::cached()? {
-        remove(&folder, "a linker for eBPF; the next build makes it again")?;
+    let cache = place::cache()?;
+    if cache.is_dir() {
+        for entry in fs::read_dir(&cache).with_context(|| format!("read {}", cache.display()))? {
+            remove(&entry?.path(), "made again by the next build or test")?;
+        }
     }
+    eprintln!(
+        "installed packages stay, as does cargo's folder ({})",
+        place::target().display()
+    );
     Ok(())
 }
 

@@ -116,11 +116,6 @@ fn add_source(sh: &Shell, toolchain: &str) {
     }
 }
 
-/// What our builds put in the cache.
-pub(crate) fn cached() -> Result<Vec<PathBuf>> {
-    linker::LLVMS.map(linker::folder).into_iter().collect()
-}
-
 fn cargo(sh: &Shell) -> OsString {
     sh.var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
