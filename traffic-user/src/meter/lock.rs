@@ -20,6 +20,7 @@ pub(super) const RUN_FOLDER: &str = "/run/traffic";
 /// Held as long as the daemon lives; the kernel lets go of it however the daemon ends.
 #[derive(Debug)]
 pub struct Lock {
+    path: PathBuf,
     _file: Flock<File>,
 }
 
@@ -34,45 +35,57 @@ impl Lock {
         Self::take(&folder.join(format!("netns-{}.lock", netns()?)))
     }
 
-    /// Takes the lock in the file at `path`, which is made if need be.
+    /// Takes the lock in the file at `path`, which is made if need be and goes when the lock does.
     ///
     /// # Errors
     ///
     /// As [`of_this_netns`](Self::of_this_netns).
     pub fn take(path: &Path) -> Result<Self, MeterError> {
-        let failed = |doing, cause| MeterError::File {
-            doing,
-            path: path.into(),
-            cause,
-        };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| failed("open", error))?;
-        let mut text = String::new();
-        // Only for the message; an empty or strange file does not matter.
-        let _ = file.read_to_string(&mut text);
-        let mut file =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-                if error == Errno::EWOULDBLOCK {
-                    MeterError::Busy {
-                        pid: text.trim().parse().ok(),
-                        lock: path.into(),
+        let failed = |doing, cause| MeterError::File { doing, path: path.into(), cause };
+        loop {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .map_err(|error| failed("open", error))?;
+            let mut text = String::new();
+            // Only for the message; an empty or strange file does not matter.
+            let _ = file.read_to_string(&mut text);
+            let mut file =
+                Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+                    if error == Errno::EWOULDBLOCK {
+                        MeterError::Busy { pid: text.trim().parse().ok(), lock: path.into() }
+                    } else {
+                        failed("lock", error.into())
                     }
-                } else {
-                    failed("lock", error.into())
-                }
-            })?;
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(|error| failed("write", error))?;
-        Ok(Self { _file: file })
+                })?;
+            // Its holder may have removed the file after we opened it: then the lock is on a file
+            // that nobody else will find.
+            if !is_at(&file, path) {
+                continue;
+            }
+            file.set_len(0)
+                .and_then(|()| file.rewind())
+                .and_then(|()| writeln!(file, "{}", std::process::id()))
+                .map_err(|error| failed("write", error))?;
+            return Ok(Self { path: path.into(), _file: file });
+        }
     }
+}
+
+impl Drop for Lock {
+    /// Removes the file while the lock is still held.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if same(&a, &b))
 }
 
 /// The folder for locks and notes, made if need be; nobody but root may look inside.
