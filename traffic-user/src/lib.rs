@@ -5,6 +5,7 @@
 
 pub mod accounting;
 pub mod cli;
+pub mod config;
 mod daemon;
 pub mod meter;
 mod state;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Global, print};
+use super::{Common, print};
 use crate::{
     meter::{Lock, ebpf},
     view::json::JSON_VERSION,
@@ -18,15 +18,15 @@ pub(super) struct Args {
     dry_run: bool,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     // Not under the feet of a daemon that counts.
     let _lock = if args.dry_run {
         None
     } else {
         Some(Lock::of_this_netns()?)
     };
-    let said = ebpf::clean(&global.pins, args.dry_run)?;
-    if global.json {
+    let said = ebpf::clean(&common.pins, args.dry_run)?;
+    if common.json {
         let document = json!({
             "jsonversion": JSON_VERSION,
             "dry_run": args.dry_run,

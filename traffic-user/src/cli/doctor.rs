@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Global, host, print};
+use super::{Common, host, print};
 use crate::{
     meter::{
         MeterError,
@@ -89,7 +89,7 @@ struct Document<'a> {
     checks: &'a [Check],
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let mut checks = vec![
         Check::ok("kernel", facts::kernel()),
         object(),
@@ -98,13 +98,13 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     let (meter, hooks) = hooks(args);
     checks.extend(hooks);
     checks.push(cgroup2());
-    checks.push(bpffs(global));
+    checks.push(bpffs(common));
     checks.extend(devices());
     checks.push(ports());
-    checks.push(pins(global));
-    checks.push(leftovers(global));
+    checks.push(pins(common));
+    checks.push(leftovers(common));
     let failed = checks.iter().any(|check| check.status == Status::Fail);
-    if global.json {
+    if common.json {
         let document = Document {
             jsonversion: JSON_VERSION,
             host: host(),
@@ -211,13 +211,13 @@ fn cgroup2() -> Check {
     }
 }
 
-fn bpffs(global: &Global) -> Check {
-    if ebpf::is_on_bpffs(&global.pins) {
-        Check::ok("bpffs", format!("{} can hold pins", global.pins.display()))
+fn bpffs(common: &Common) -> Check {
+    if ebpf::is_on_bpffs(&common.pins) {
+        Check::ok("bpffs", format!("{} can hold pins", common.pins.display()))
     } else {
         Check::info(
             "bpffs",
-            format!("{} is not on bpffs", global.pins.display()),
+            format!("{} is not on bpffs", common.pins.display()),
             "needed for --persist only, which mounts it at /sys/fs/bpf",
         )
     }
@@ -278,20 +278,20 @@ fn ports() -> Check {
     }
 }
 
-fn pins(global: &Global) -> Check {
-    match Pinned::open(&global.pins) {
+fn pins(common: &Common) -> Check {
+    match Pinned::open(&common.pins) {
         Ok(None) => Check::info("pins", "none", ""),
         Ok(Some(pinned)) => Check::ok("pins", format!("counting at {}", pinned.hook().name())),
         Err(error) => Check::failed("pins", error),
     }
 }
 
-fn leftovers(global: &Global) -> Check {
+fn leftovers(common: &Common) -> Check {
     // Pins go on counting because they were asked to; only what nobody reads is left over.
-    if Pinned::open(&global.pins).is_ok_and(|pinned| pinned.is_some()) {
+    if Pinned::open(&common.pins).is_ok_and(|pinned| pinned.is_some()) {
         return Check::info("leftovers", "not looked for while pins count", "");
     }
-    match ebpf::clean(&global.pins, true) {
+    match ebpf::clean(&common.pins, true) {
         Ok(said) if said.is_empty() => Check::ok("leftovers", "none"),
         Ok(said) => Check::info(
             "leftovers",

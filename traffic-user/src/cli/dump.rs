@@ -4,21 +4,21 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
 
-use super::{Global, host, print};
+use super::{Common, host, print};
 use crate::{
     accounting::report::{DeviceReport, Dump},
     meter::ebpf::Pinned,
     view::{json, table},
 };
 
-pub(super) fn run(global: &Global) -> Result<ExitCode> {
-    let Some(report) = pinned(&global.pins)? else {
+pub(super) fn run(common: &Common) -> Result<ExitCode> {
+    let Some(report) = pinned(&common.pins)? else {
         bail!(
             "nothing is counted under {}\n  remedy: start `traffic run --persist`, or see a run without it by `traffic run --output json`",
-            global.pins.display()
+            common.pins.display()
         );
     };
-    if global.json {
+    if common.json {
         print(&format!("{}\n", json::dump(&report)?))?;
     } else {
         print(&table::dump(&report))?;

@@ -19,8 +19,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     accounting::ident::{GroupError, Groups},
+    config::Config,
     meter::ebpf::DEFAULT_PINS,
 };
+
+/// Used when nothing else is asked for.
+const DEFAULT_STATE: &str = "/var/lib/traffic";
 
 /// Most groups that can be watched at once.
 const MOST_GROUPS: usize = traffic_ebpf::abi::MAX_SLOTS as usize;
@@ -47,17 +51,15 @@ struct Global {
     /// Write JSON: stable, for scripts
     #[arg(long, global = true)]
     json: bool,
-    /// Where totals and locks are kept
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/var/lib/traffic"
-    )]
-    state: PathBuf,
-    /// Folder on bpffs in which counters outlive the daemon
-    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_PINS)]
-    pins: PathBuf,
+    /// Configuration. Without it: /etc/traffic/traffic.toml where it is there
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where totals and locks are kept. Without it: /var/lib/traffic
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Folder on bpffs in which counters outlive the daemon. Without it: /sys/fs/bpf/traffic
+    #[arg(long, global = true, value_name = "DIR")]
+    pins: Option<PathBuf>,
     /// Colour messages
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     color: Color,
@@ -89,6 +91,31 @@ enum Verb {
     Completions(completions::Args),
 }
 
+/// What all verbs share: the command line, else the configuration, else the default.
+struct Common {
+    json: bool,
+    state: PathBuf,
+    pins: PathBuf,
+    config: Config,
+}
+
+impl Common {
+    fn new(global: Global) -> Result<Self> {
+        let config = Config::load(global.config.as_deref(), MOST_GROUPS)?;
+        let choose = |typed: Option<PathBuf>, set: &Option<PathBuf>, default: &str| {
+            typed
+                .or_else(|| set.clone())
+                .unwrap_or_else(|| default.into())
+        };
+        Ok(Self {
+            json: global.json,
+            state: choose(global.state, &config.state, DEFAULT_STATE),
+            pins: choose(global.pins, &config.pins, DEFAULT_PINS),
+            config,
+        })
+    }
+}
+
 /// Reads the command line and does what it says.
 ///
 /// # Errors
@@ -104,12 +131,16 @@ pub fn run() -> Result<ExitCode> {
         }
     };
     log_to_stderr(&cli.global);
+    if let Verb::Completions(args) = cli.verb {
+        return completions::run(&args);
+    }
+    let common = Common::new(cli.global)?;
     match cli.verb {
-        Verb::Run(args) => run::run(&cli.global, args),
-        Verb::Dump => dump::run(&cli.global),
-        Verb::Ports(args) => ports::run(&cli.global, &args),
-        Verb::Clean(args) => clean::run(&cli.global, &args),
-        Verb::Doctor(args) => doctor::run(&cli.global, &args),
+        Verb::Run(args) => run::run(&common, args),
+        Verb::Dump => dump::run(&common),
+        Verb::Ports(args) => ports::run(&common, &args),
+        Verb::Clean(args) => clean::run(&common, &args),
+        Verb::Doctor(args) => doctor::run(&common, &args),
         Verb::Completions(args) => completions::run(&args),
     }
 }

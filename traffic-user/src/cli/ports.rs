@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Global, MOST_GROUPS, dump, groups, host, print};
+use super::{Common, MOST_GROUPS, dump, groups, host, print};
 use crate::{
     accounting::{
         ident::{Group, Groups},
@@ -24,8 +24,8 @@ pub(super) struct Args {
     ports: Option<Groups>,
 }
 
-pub(super) fn run(global: &Global, args: &Args) -> Result<ExitCode> {
-    let dump = dump::pinned(&global.pins)?;
+pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
+    let dump = dump::pinned(&common.pins)?;
     let listening = listening()?;
     let open = Groups::new(listening.clone(), MOST_GROUPS)?;
     let mut reports = Vec::new();
@@ -59,7 +59,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<ExitCode> {
         });
     }
     let meter = dump.as_ref().map(|dump| dump.snapshot.meter);
-    if global.json {
+    if common.json {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos());

@@ -4,11 +4,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ValueEnum;
-use jiff::SignedDuration;
 
-use super::{Global, MOST_GROUPS, groups, host};
+use super::{Common, MOST_GROUPS, groups, host};
 use crate::{
     accounting::ident::Groups,
+    config::interval,
     daemon::{self, Output, Settings},
     meter::{
         Lock, MeterError,
@@ -17,9 +17,6 @@ use crate::{
         listening::listening,
     },
 };
-
-const SHORTEST: Duration = Duration::from_millis(10);
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -30,9 +27,9 @@ pub(super) struct Args {
     /// Devices to count on (globs). Without it: those with a default route, followed as they change
     #[arg(long, value_name = "GLOB", num_args = 1.., value_delimiter = ',')]
     iface: Vec<String>,
-    /// Which hook counts
-    #[arg(long, value_name = "METER", default_value = "auto")]
-    meter: MeterChoice,
+    /// Which hook counts. Without it: auto
+    #[arg(long, value_name = "METER")]
+    meter: Option<MeterChoice>,
     /// Folder in cgroup2, for the cgroup meter. Without it: its root
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
@@ -87,55 +84,55 @@ enum OutputChoice {
     Json,
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
-    let parsed: SignedDuration = text
-        .parse()
-        .map_err(|_| "write a time such as 500ms, 10s or 1m".to_owned())?;
-    let duration = Duration::try_from(parsed).map_err(|_| "a time is not negative".to_owned())?;
-    if (SHORTEST..=LONGEST).contains(&duration) {
-        Ok(duration)
-    } else {
-        Err("a tick takes 10ms to 24h".to_owned())
-    }
-}
-
-pub(super) fn run(global: &Global, args: Args) -> Result<ExitCode> {
+pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let output = match args.output {
         Some(OutputChoice::Json) => Output::Json,
         Some(OutputChoice::Table) => Output::Table,
-        None if global.json => Output::Json,
+        None if common.json => Output::Json,
         None => Output::Table,
     };
     let default = if output == Output::Json { 10 } else { 2 };
-    let interval = args.interval.unwrap_or(Duration::from_secs(default));
-    let hook = args.meter.hook();
-    if args.cgroup.is_some() && !matches!(hook, None | Some(Hook::Cgroup)) {
+    let config = &common.config;
+    let interval = args
+        .interval
+        .or(config.interval)
+        .unwrap_or(Duration::from_secs(default));
+    let hook = args.meter.map_or(config.meter.flatten(), MeterChoice::hook);
+    let cgroup = args.cgroup.or_else(|| config.cgroup.clone());
+    if cgroup.is_some() && !matches!(hook, None | Some(Hook::Cgroup)) {
         bail!("--cgroup goes with --meter cgroup (or auto)");
     }
     // A path in cgroup2 says which meter is meant.
-    let hook = if args.cgroup.is_some() {
+    let hook = if cgroup.is_some() {
         Some(Hook::Cgroup)
     } else {
         hook
     };
-    let wanted = Wanted::new(&args.iface).map_err(|error| anyhow!("--iface: {error}"))?;
+    let globs = if args.iface.is_empty() {
+        config.iface.as_deref()
+    } else {
+        None
+    };
+    let wanted =
+        Wanted::new(globs.unwrap_or(&args.iface)).map_err(|error| anyhow!("--iface: {error}"))?;
+    let ports = args.ports.or_else(|| config.ports.clone());
 
     let _state = if args.no_ledger {
         None
     } else {
-        Some(state(global)?)
+        Some(state(common)?)
     };
     let _lock = Lock::of_this_netns()?;
-    let groups = match &args.ports {
+    let groups = match &ports {
         Some(groups) => groups.clone(),
         None => Groups::new(listening()?, MOST_GROUPS)?,
     };
     check_devices(&wanted)?;
     let options = Options {
         hook,
-        cgroup: args.cgroup,
-        persist: args.persist,
-        pins: global.pins.clone(),
+        cgroup,
+        persist: args.persist || config.persist == Some(true),
+        pins: common.pins.clone(),
         log: args.log_packets,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -146,7 +143,7 @@ pub(super) fn run(global: &Global, args: Args) -> Result<ExitCode> {
     let settings = Settings {
         host: host(),
         wanted,
-        groups: args.ports,
+        groups: ports,
         interval,
         output,
         count: args.count,
@@ -181,13 +178,13 @@ fn check_devices(wanted: &Wanted) -> Result<()> {
 }
 
 /// The state folder, made if need be and locked: it has one writer.
-fn state(global: &Global) -> Result<Lock> {
-    crate::state::folder(&global.state)?;
-    let lock = Lock::take(&global.state.join("lock"));
+fn state(common: &Common) -> Result<Lock> {
+    crate::state::folder(&common.state)?;
+    let lock = Lock::take(&common.state.join("lock"));
     lock.with_context(|| {
         format!(
             "the state folder {} cannot be used (--state chooses another, --no-ledger none)",
-            global.state.display()
+            common.state.display()
         )
     })
 }

@@ -178,10 +178,10 @@ fn follow_listeners(meter: &mut EbpfMeter) -> Result<()> {
     let watched: Vec<_> = meter.watched().map(|group| (**group).clone()).collect();
     let known = Groups::new(watched, usize::MAX)?;
     let more = known.extended_by(&listening);
-    if more.len() > known.len() {
-        if let Err(error) = meter.watch(&more) {
-            tracing::warn!(%error, "ports that began to listen are not watched");
-        }
+    if more.len() > known.len()
+        && let Err(error) = meter.watch(&more)
+    {
+        tracing::warn!(%error, "ports that began to listen are not watched");
     }
     Ok(())
 }

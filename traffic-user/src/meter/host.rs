@@ -70,6 +70,9 @@ fn first_eight(path: impl AsRef<Path>) -> u64 {
     u64::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
+/// Hooks that do not work, each with the reason.
+pub type Reasons = Vec<(Hook, String)>;
+
 /// What trying a hook said.
 pub type Trial = (Hook, Result<(), String>);
 
@@ -78,7 +81,7 @@ pub type Trial = (Hook, Result<(), String>);
 /// # Errors
 ///
 /// All reasons, when none works.
-pub fn choose(trials: &[Trial]) -> Result<(Hook, Vec<(Hook, String)>), Vec<(Hook, String)>> {
+pub fn choose(trials: &[Trial]) -> Result<(Hook, Reasons), Reasons> {
     let mut reasons = Vec::new();
     for (hook, result) in trials {
         match result {

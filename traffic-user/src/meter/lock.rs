@@ -41,7 +41,11 @@ impl Lock {
     ///
     /// As [`of_this_netns`](Self::of_this_netns).
     pub fn take(path: &Path) -> Result<Self, MeterError> {
-        let failed = |doing, cause| MeterError::File { doing, path: path.into(), cause };
+        let failed = |doing, cause| MeterError::File {
+            doing,
+            path: path.into(),
+            cause,
+        };
         loop {
             let mut file = OpenOptions::new()
                 .read(true)
@@ -57,7 +61,10 @@ impl Lock {
             let mut file =
                 Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
                     if error == Errno::EWOULDBLOCK {
-                        MeterError::Busy { pid: text.trim().parse().ok(), lock: path.into() }
+                        MeterError::Busy {
+                            pid: text.trim().parse().ok(),
+                            lock: path.into(),
+                        }
                     } else {
                         failed("lock", error.into())
                     }
@@ -71,7 +78,10 @@ impl Lock {
                 .and_then(|()| file.rewind())
                 .and_then(|()| writeln!(file, "{}", std::process::id()))
                 .map_err(|error| failed("write", error))?;
-            return Ok(Self { path: path.into(), _file: file });
+            return Ok(Self {
+                path: path.into(),
+                _file: file,
+            });
         }
     }
 }
