@@ -17,11 +17,7 @@ use aya_build::{Package, Toolchain};
 const OBJECT: &str = "traffic-ebpf";
 
 fn main() -> Result<()> {
-    for name in [
-        "TRAFFIC_EBPF_OBJECT",
-        "TRAFFIC_EBPF_TOOLCHAIN",
-        "TRAFFIC_EBPF_BOOTSTRAP",
-    ] {
+    for name in ["TRAFFIC_EBPF_OBJECT", "TRAFFIC_EBPF_TOOLCHAIN", "TRAFFIC_EBPF_BOOTSTRAP"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=build.rs");

@@ -72,14 +72,8 @@ pub mod programs {
     /// `cgroup_skb`, traffic that leaves.
     pub const CGROUP_OUT: &str = "traffic_cg_out";
     /// All of them.
-    pub const ALL: [&str; 6] = [
-        ETHERNET_IN,
-        ETHERNET_OUT,
-        BARE_IN,
-        BARE_OUT,
-        CGROUP_IN,
-        CGROUP_OUT,
-    ];
+    pub const ALL: [&str; 6] =
+        [ETHERNET_IN, ETHERNET_OUT, BARE_IN, BARE_OUT, CGROUP_IN, CGROUP_OUT];
 }
 
 /// Names of the read-only globals that user space sets before loading.
@@ -145,12 +139,7 @@ impl Counters {
     /// The map's bytes, in the byte order of this machine.
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
-        let words = [
-            self.input_bytes,
-            self.input_packets,
-            self.output_bytes,
-            self.output_packets,
-        ];
+        let words = [self.input_bytes, self.input_packets, self.output_bytes, self.output_packets];
         for (n, word) in words.iter().enumerate() {
             put(&mut bytes, 8 * n, &word.to_ne_bytes());
         }
@@ -267,12 +256,7 @@ impl Meta {
         for (at, word) in [(0, self.magic), (4, self.abi)] {
             put(&mut bytes, at, &word.to_ne_bytes());
         }
-        for (at, word) in [
-            (8, self.epoch),
-            (16, self.boot),
-            (24, self.since),
-            (64, self.netns),
-        ] {
+        for (at, word) in [(8, self.epoch), (16, self.boot), (24, self.since), (64, self.netns)] {
             put(&mut bytes, at, &word.to_ne_bytes());
         }
         let dimensions = [
@@ -323,17 +307,11 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk())
-        .map_or(0, |word| u32::from_ne_bytes(*word))
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u32::from_ne_bytes(*word))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk())
-        .map_or(0, |word| u64::from_ne_bytes(*word))
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
 }
 
 /// Values of [`Meta::hook`].
@@ -384,15 +362,8 @@ impl Group {
 
     /// An active group. `None` when the text is longer than [`GROUP_TEXT`].
     pub fn active(text: &str, baseline: [Counters; LANES as usize]) -> Option<Self> {
-        let mut group = Self {
-            state: state::ACTIVE,
-            baseline,
-            ..Self::default()
-        };
-        group
-            .text
-            .get_mut(..text.len())?
-            .copy_from_slice(text.as_bytes());
+        let mut group = Self { state: state::ACTIVE, baseline, ..Self::default() };
+        group.text.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
         group.text_len = u16::try_from(text.len()).ok()?;
         Some(group)
     }
@@ -409,11 +380,7 @@ impl Group {
         put(&mut bytes, 2, &self.text_len.to_ne_bytes());
         put(&mut bytes, 8, &self.text);
         for (n, counters) in self.baseline.iter().enumerate() {
-            put(
-                &mut bytes,
-                Self::BASELINE + n * Counters::SIZE,
-                &counters.to_bytes(),
-            );
+            put(&mut bytes, Self::BASELINE + n * Counters::SIZE, &counters.to_bytes());
         }
         bytes
     }
@@ -483,12 +450,8 @@ mod tests {
             word.copy_from_slice(&value.to_ne_bytes());
         }
         let counters = Counters::from_bytes(&bytes);
-        let want = Counters {
-            input_bytes: 1,
-            input_packets: 2,
-            output_bytes: 3,
-            output_packets: 4,
-        };
+        let want =
+            Counters { input_bytes: 1, input_packets: 2, output_bytes: 3, output_packets: 4 };
         assert_eq!(counters, want);
         assert_eq!(counters.plus(want).minus(want), want);
     }
@@ -514,19 +477,12 @@ mod tests {
             gap: 16,
         };
         assert_eq!(Meta::from_bytes(&meta.to_bytes()), meta);
-        let counters = Counters {
-            input_bytes: 1,
-            input_packets: 2,
-            output_bytes: 3,
-            output_packets: 4,
-        };
+        let counters =
+            Counters { input_bytes: 1, input_packets: 2, output_bytes: 3, output_packets: 4 };
         let group = Group::active("443/tcp=web", [counters; 4]).unwrap();
         assert_eq!(Group::from_bytes(&group.to_bytes()), group);
         assert_eq!(group.text(), Some("443/tcp=web"));
-        assert_eq!(
-            Group::active(&"x".repeat(GROUP_TEXT + 1), [counters; 4]),
-            None
-        );
+        assert_eq!(Group::active(&"x".repeat(GROUP_TEXT + 1), [counters; 4]), None);
     }
 
     #[test]

@@ -48,14 +48,7 @@ pub fn account_socket(ctx: &impl EbpfContext, direction: Direction) {
     // SAFETY: the kernel gave the context.
     let (ifindex, len) = (unsafe { (*skb).ifindex }, skb_len(skb));
     if ifindex == LOOPBACK {
-        skipped(
-            skip::LOOPBACK,
-            Amount {
-                bytes: len as u64,
-                packets: 1,
-            },
-            direction,
-        );
+        skipped(skip::LOOPBACK, Amount { bytes: len as u64, packets: 1 }, direction);
     } else {
         account(ctx, Link::Bare, direction);
     }
@@ -140,14 +133,12 @@ fn add(counters: *mut Counters, amount: Amount, direction: Direction) {
     // SAFETY: a map gave `counters`, so it points at a live, aligned value.
     let (bytes, packets) = unsafe {
         match direction {
-            Direction::Input => (
-                &raw mut (*counters).input_bytes,
-                &raw mut (*counters).input_packets,
-            ),
-            Direction::Output => (
-                &raw mut (*counters).output_bytes,
-                &raw mut (*counters).output_packets,
-            ),
+            Direction::Input => {
+                (&raw mut (*counters).input_bytes, &raw mut (*counters).input_packets)
+            }
+            Direction::Output => {
+                (&raw mut (*counters).output_bytes, &raw mut (*counters).output_packets)
+            }
         }
     };
     increase(bytes, amount.bytes);
@@ -196,11 +187,7 @@ impl Linear {
     fn of(skb: *const __sk_buff) -> Self {
         // SAFETY: the kernel gave the context.
         let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
-        Self {
-            start,
-            end,
-            len: skb_len(skb),
-        }
+        Self { start, end, len: skb_len(skb) }
     }
 }
 
@@ -235,12 +222,7 @@ impl PacketReader for Whole {
         let mut bytes = Aligned([0u8; N]);
         // SAFETY: the helper writes at most `N` bytes to `bytes`.
         let result = unsafe {
-            bpf_skb_load_bytes(
-                self.0.cast(),
-                offset as u32,
-                bytes.0.as_mut_ptr().cast(),
-                N as u32,
-            )
+            bpf_skb_load_bytes(self.0.cast(), offset as u32, bytes.0.as_mut_ptr().cast(), N as u32)
         };
         (result == 0).then_some(bytes.0)
     }

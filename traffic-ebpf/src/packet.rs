@@ -221,10 +221,7 @@ fn locate(pkt: &impl PacketReader, link: Link) -> Result<Located, Truncated> {
             match first >> 4 {
                 4 => ipv4(pkt, 0),
                 6 => ipv6(pkt, 0),
-                _ => Ok(Located::Nothing {
-                    l3: 0,
-                    reason: skip::OTHER,
-                }),
+                _ => Ok(Located::Nothing { l3: 0, reason: skip::OTHER }),
             }
         }
     }
@@ -281,10 +278,7 @@ fn ethernet(pkt: &impl PacketReader) -> Result<Located, Truncated> {
     match ethertype {
         ETHERTYPE_IPV4 => ipv4(pkt, l3),
         ETHERTYPE_IPV6 => ipv6(pkt, l3),
-        _ => Ok(Located::Nothing {
-            l3,
-            reason: skip::OTHER,
-        }),
+        _ => Ok(Located::Nothing { l3, reason: skip::OTHER }),
     }
 }
 
@@ -294,10 +288,7 @@ fn ipv4(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
     // The header length comes from the packet, not from `size_of`: options move the ports.
     let header_len = usize::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_len < IPV4_LEAST {
-        return Ok(Located::Nothing {
-            l3,
-            reason: skip::MALFORMED,
-        });
+        return Ok(Located::Nothing { l3, reason: skip::MALFORMED });
     }
     let stated = usize::from(u16::from_be_bytes([header[2], header[3]]));
     let next = usize::from(header[9]);
@@ -307,27 +298,10 @@ fn ipv4(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
         Place::Whole
     } else {
         let id = usize::from(u16::from_be_bytes([header[4], header[5]]));
-        let of = FragmentOf {
-            id,
-            protocol: next,
-            family: 4,
-            addresses: l3 + 12,
-        };
-        if fragment & 0x1fff == 0 {
-            Place::First(of)
-        } else {
-            Place::Later(of)
-        }
+        let of = FragmentOf { id, protocol: next, family: 4, addresses: l3 + 12 };
+        if fragment & 0x1fff == 0 { Place::First(of) } else { Place::Later(of) }
     };
-    Ok(Located::Ip(Ip {
-        l3,
-        header_len,
-        stated,
-        next,
-        ipv6: false,
-        jumbo: false,
-        place,
-    }))
+    Ok(Located::Ip(Ip { l3, header_len, stated, next, ipv6: false, jumbo: false, place }))
 }
 
 #[inline(always)]
@@ -338,21 +312,14 @@ fn ipv6(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
     // The addresses are not looked at, but they must be there.
     let [_] = pkt.read(l3 + IPV6_HEADER - 1).ok_or(Truncated)?;
     if version >> 4 != 6 {
-        return Ok(Located::Nothing {
-            l3,
-            reason: skip::MALFORMED,
-        });
+        return Ok(Located::Nothing { l3, reason: skip::MALFORMED });
     }
     let payload = usize::from(u16::from_be_bytes([high, low]));
     // A payload of 0 is a jumbo packet only where one can be; else it says what it says.
     let jumbo = payload == 0 && next == HOP_BY_HOP;
     let stated = if jumbo { 0 } else { IPV6_HEADER + payload };
 
-    let mut chain = Chain {
-        header_len: IPV6_HEADER,
-        next,
-        followed: 0,
-    };
+    let mut chain = Chain { header_len: IPV6_HEADER, next, followed: 0 };
     chain.walk(pkt, l3)?;
     let mut place = Place::Whole;
     if chain.next == FRAGMENT {
@@ -368,23 +335,11 @@ fn ipv6(pkt: &impl PacketReader, l3: usize) -> Result<Located, Truncated> {
             chain.walk(pkt, l3)?;
         }
     }
-    let Chain {
-        header_len,
-        mut next,
-        followed,
-    } = chain;
+    let Chain { header_len, mut next, followed } = chain;
     if followed > MAX_EXTENSIONS {
         next = NO_NEXT_HEADER;
     }
-    Ok(Located::Ip(Ip {
-        l3,
-        header_len,
-        stated,
-        next,
-        ipv6: true,
-        jumbo,
-        place,
-    }))
+    Ok(Located::Ip(Ip { l3, header_len, stated, next, ipv6: true, jumbo, place }))
 }
 
 /// A walk along the extension headers of IPv6.
@@ -431,12 +386,7 @@ fn fragment6(pkt: &impl PacketReader, l3: usize, at: usize) -> Result<(usize, Pl
     let offset = u16::from_be_bytes([o0, o1]);
     let id =
         usize::from(u16::from_be_bytes([i0, i1])) << 16 | usize::from(u16::from_be_bytes([i2, i3]));
-    let of = FragmentOf {
-        id,
-        protocol,
-        family: 6,
-        addresses: l3 + 8,
-    };
+    let of = FragmentOf { id, protocol, family: 6, addresses: l3 + 8 };
     let place = match offset {
         // An atomic fragment is the whole datagram: nothing comes after it.
         _ if offset & 0xfff9 == 0 => Place::Whole,
@@ -468,21 +418,9 @@ static EXTENSION: [u16; 256] = {
 /// How long the packet is on the wire, and which ports it has.
 #[inline(always)]
 fn finish(pkt: &impl PacketReader, ip: Ip, offload: Offload) -> Result<Parsed, Truncated> {
-    let Ip {
-        l3,
-        header_len,
-        stated,
-        next,
-        ipv6,
-        jumbo,
-        place,
-    } = ip;
+    let Ip { l3, header_len, stated, next, ipv6, jumbo, place } = ip;
     let present = pkt.len().saturating_sub(l3);
-    let length = if stated == 0 || offload.in_use() {
-        present
-    } else {
-        stated
-    };
+    let length = if stated == 0 || offload.in_use() { present } else { stated };
     if length > present || (!ipv6 && length < header_len) {
         return Ok(skipped(skip::MALFORMED, present));
     }
@@ -491,11 +429,7 @@ fn finish(pkt: &impl PacketReader, ip: Ip, offload: Offload) -> Result<Parsed, T
         return Ok(skipped(skip::MALFORMED, length));
     }
     // Bytes of the skb that do not go over the wire.
-    let unseen = if jumbo && offload.in_use() {
-        JUMBO_HEADER
-    } else {
-        0
-    };
+    let unseen = if jumbo && offload.in_use() { JUMBO_HEADER } else { 0 };
     let bytes = (length - unseen) as u64;
     let carries_ports = matches!(next, TCP | UDP);
     if let Place::Later(_) = place {
@@ -504,13 +438,7 @@ fn finish(pkt: &impl PacketReader, ip: Ip, offload: Offload) -> Result<Parsed, T
             return Ok(skipped(skip::OTHER, length));
         }
         let amount = Amount { bytes, packets: 1 };
-        let flow = Flow {
-            lane: 0,
-            source_port: 0,
-            destination_port: 0,
-            place,
-            amount,
-        };
+        let flow = Flow { lane: 0, source_port: 0, destination_port: 0, place, amount };
         return Ok(Parsed::Flow(flow));
     }
     if !carries_ports {
@@ -555,17 +483,9 @@ pub fn fragment_key(
     of: FragmentOf,
     direction: u8,
 ) -> Result<FragmentKey, Truncated> {
-    let FragmentOf {
-        id,
-        protocol,
-        family,
-        addresses,
-    } = of;
+    let FragmentOf { id, protocol, family, addresses } = of;
     let (source, destination) = if family == 6 {
-        (
-            pkt.read(addresses).ok_or(Truncated)?,
-            pkt.read(addresses + 16).ok_or(Truncated)?,
-        )
+        (pkt.read(addresses).ok_or(Truncated)?, pkt.read(addresses + 16).ok_or(Truncated)?)
     } else {
         let [s0, s1, s2, s3, d0, d1, d2, d3] = pkt.read(addresses).ok_or(Truncated)?;
         let wide = |a, b, c, d| [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -590,13 +510,7 @@ fn be16(pkt: &impl PacketReader, offset: usize) -> Result<u16, Truncated> {
 
 #[inline(always)]
 fn skipped(reason: u32, bytes: usize) -> Parsed {
-    Parsed::Skip {
-        reason,
-        amount: Amount {
-            bytes: bytes as u64,
-            packets: 1,
-        },
-    }
+    Parsed::Skip { reason, amount: Amount { bytes: bytes as u64, packets: 1 } }
 }
 
 #[cfg(test)]

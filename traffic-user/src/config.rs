@@ -21,9 +21,8 @@ pub const DEFAULT_CONFIG: &str = "/etc/traffic/traffic.toml";
 
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-const KEYS: [&str; 8] = [
-    "ports", "iface", "meter", "cgroup", "interval", "persist", "pins", "state",
-];
+const KEYS: [&str; 8] =
+    ["ports", "iface", "meter", "cgroup", "interval", "persist", "pins", "state"];
 
 /// What the file sets. Every value can be used as it is; what it leaves out is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,15 +98,10 @@ impl Config {
             None => (Path::new(DEFAULT_CONFIG), false),
         };
         match fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, most_groups).map_err(|mistakes| ConfigError::Wrong {
-                path: path.into(),
-                mistakes,
-            }),
+            Ok(text) => Self::parse(&text, most_groups)
+                .map_err(|mistakes| ConfigError::Wrong { path: path.into(), mistakes }),
             Err(error) if !named && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(cause) => Err(ConfigError::Read {
-                path: path.into(),
-                cause,
-            }),
+            Err(cause) => Err(ConfigError::Read { path: path.into(), cause }),
         }
     }
 
@@ -120,10 +114,7 @@ impl Config {
         let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
         let table = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            vec![Mistake {
-                line: line(at),
-                what: error.message().to_owned(),
-            }]
+            vec![Mistake { line: line(at), what: error.message().to_owned() }]
         })?;
         let mut config = Self::default();
         let mut mistakes = Vec::new();
@@ -131,18 +122,11 @@ impl Config {
             let name = key.get_ref();
             if let Err(what) = config.set(name, value.get_ref(), most_groups) {
                 let what = format!("{}: {what}", name.escape_debug());
-                mistakes.push(Mistake {
-                    line: line(key.span().start),
-                    what,
-                });
+                mistakes.push(Mistake { line: line(key.span().start), what });
             }
         }
         mistakes.sort_by_key(|mistake| mistake.line);
-        if mistakes.is_empty() {
-            Ok(config)
-        } else {
-            Err(mistakes)
-        }
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 
     fn set(&mut self, key: &str, value: &DeValue<'_>, most_groups: usize) -> Result<(), String> {
@@ -174,10 +158,9 @@ fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
 fn texts(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     match value {
         DeValue::String(text) => Ok(vec![text.to_string()]),
-        DeValue::Array(list) => list
-            .iter()
-            .map(|entry| text(entry.get_ref()).map(str::to_owned))
-            .collect(),
+        DeValue::Array(list) => {
+            list.iter().map(|entry| text(entry.get_ref()).map(str::to_owned)).collect()
+        }
         _ => Err("write a text or a list of texts".into()),
     }
 }
@@ -204,9 +187,8 @@ fn hook(name: &str) -> Result<Option<Hook>, String> {
 ///
 /// What to write instead.
 pub fn interval(text: &str) -> Result<Duration, String> {
-    let parsed: SignedDuration = text
-        .parse()
-        .map_err(|_| "write a time such as 500ms, 10s or 1m".to_owned())?;
+    let parsed: SignedDuration =
+        text.parse().map_err(|_| "write a time such as 500ms, 10s or 1m".to_owned())?;
     let duration = Duration::try_from(parsed).map_err(|_| "a time is not negative".to_owned())?;
     if (SHORTEST..=LONGEST).contains(&duration) {
         Ok(duration)
@@ -233,10 +215,7 @@ mod tests {
         assert_eq!(config.cgroup, Some("/c".into()));
         assert_eq!(config.interval, Some(Duration::from_secs(10)));
         assert_eq!(config.persist, Some(true));
-        assert_eq!(
-            (config.pins, config.state),
-            (Some("/p".into()), Some("/s".into()))
-        );
+        assert_eq!((config.pins, config.state), (Some("/p".into()), Some("/s".into())));
     }
 
     #[test]
@@ -245,10 +224,7 @@ mod tests {
         let mistakes = Config::parse(text, 10).unwrap_err();
         let lines: Vec<_> = mistakes.iter().map(|mistake| mistake.line).collect();
         assert_eq!(lines, [1, 2, 4, 5, 6]);
-        assert!(
-            mistakes[0].what.starts_with("port: no such key"),
-            "{mistakes:?}"
-        );
+        assert!(mistakes[0].what.starts_with("port: no such key"), "{mistakes:?}");
         assert!(mistakes[1].what.contains("443"), "{mistakes:?}");
     }
 

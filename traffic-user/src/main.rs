@@ -12,9 +12,8 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("traffic: {error:#}");
-            let remedy = error
-                .chain()
-                .find_map(|cause| cause.downcast_ref::<MeterError>()?.remedy());
+            let remedy =
+                error.chain().find_map(|cause| cause.downcast_ref::<MeterError>()?.remedy());
             if let Some(remedy) = remedy {
                 eprintln!("  remedy: {remedy}");
             }

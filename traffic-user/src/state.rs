@@ -18,11 +18,7 @@ pub(crate) struct StateError {
 
 /// Makes the folder if need be. Its group may read it, others may not look inside.
 pub(crate) fn folder(path: &Path) -> Result<(), StateError> {
-    let failed = |doing, cause| StateError {
-        doing,
-        path: path.into(),
-        cause,
-    };
+    let failed = |doing, cause| StateError { doing, path: path.into(), cause };
     if path.is_dir() {
         return Ok(());
     }

@@ -38,12 +38,9 @@ struct Outcome {
 impl From<Parsed> for Outcome {
     fn from(parsed: Parsed) -> Self {
         match parsed {
-            Parsed::Skip { reason, amount } => Self {
-                flow: None,
-                place: None,
-                reason: Some(reason),
-                amount,
-            },
+            Parsed::Skip { reason, amount } => {
+                Self { flow: None, place: None, reason: Some(reason), amount }
+            }
             Parsed::Flow(flow) => {
                 let ports = (flow.lane, flow.source_port, flow.destination_port);
                 let (flow_of, place) = match flow.place {
@@ -51,12 +48,7 @@ impl From<Parsed> for Outcome {
                     Place::First(_) => (Some(ports), Position::First),
                     Place::Later(_) => (None, Position::Later),
                 };
-                Self {
-                    flow: flow_of,
-                    place: Some(place),
-                    reason: None,
-                    amount: flow.amount,
-                }
+                Self { flow: flow_of, place: Some(place), reason: None, amount: flow.amount }
             }
         }
     }
@@ -74,10 +66,7 @@ impl From<&Case> for Outcome {
             flow: case.flow,
             place: reason.is_none().then_some(case.position),
             reason,
-            amount: Amount {
-                bytes: case.bytes,
-                packets: case.packets,
-            },
+            amount: Amount { bytes: case.bytes, packets: case.packets },
         }
     }
 }
@@ -91,11 +80,7 @@ fn check(case: &Case) {
 #[test]
 fn every_packet_of_the_corpus_has_the_answer_that_its_file_asks_for() {
     let cases = corpus::all();
-    assert!(
-        cases.len() >= 150,
-        "the corpus has lost files: {}",
-        cases.len()
-    );
+    assert!(cases.len() >= 150, "the corpus has lost files: {}", cases.len());
     for case in &cases {
         check(case);
     }
@@ -116,11 +101,7 @@ fn every_file_of_the_corpus_charges_the_port_of_its_own_side() {
         let watched = corpus::WATCHED
             .iter()
             .any(|&(known, udp_too)| known == port && (udp_too || lane & 2 == 0));
-        let want = if watched {
-            Charge::Port(port)
-        } else {
-            Charge::Skipped(skip::UNWATCHED)
-        };
+        let want = if watched { Charge::Port(port) } else { Charge::Skipped(skip::UNWATCHED) };
         assert_eq!(case.charge, want, "{}", case.name);
     }
 }
@@ -136,28 +117,16 @@ fn no_corpus_packet_is_counted_to_a_port_when_it_is_cut() {
         let says_its_length = case.headers.is_some()
             || !["v4-total-zero", "v6-jumbogram"].contains(&case.name.as_str());
         let step = if case.packet.len() > 4096 { 97 } else { 1 };
-        for cut in (0..case.packet.len())
-            .rev()
-            .step_by(step)
-            .chain(0..200.min(case.packet.len()))
-        {
+        for cut in (0..case.packet.len()).rev().step_by(step).chain(0..200.min(case.packet.len())) {
             match answer(&case.packet[..cut], case.link, case.offload) {
                 Parsed::Flow(flow) => {
-                    assert!(
-                        cut >= whole_from || !says_its_length,
-                        "{} cut at {cut}",
-                        case.name
-                    );
+                    assert!(cut >= whole_from || !says_its_length, "{} cut at {cut}", case.name);
                     assert!(
                         flow.amount.packets <= case.packets.max(1),
                         "{} cut at {cut}",
                         case.name
                     );
-                    assert!(
-                        flow.amount.bytes <= case.bytes,
-                        "{} cut at {cut}",
-                        case.name
-                    );
+                    assert!(flow.amount.bytes <= case.bytes, "{} cut at {cut}", case.name);
                 }
                 Parsed::Skip { amount, .. } => {
                     assert!(length(amount.bytes) <= cut, "{} cut at {cut}", case.name);
@@ -211,10 +180,9 @@ fn fragments_of_one_datagram_have_one_key_and_others_have_others() {
         let case = corpus::named(name);
         let packet = case.packet.as_slice();
         match answer(packet, case.link, case.offload) {
-            Parsed::Flow(Flow {
-                place: Place::First(of) | Place::Later(of),
-                ..
-            }) => fragment_key(&packet, of, direction),
+            Parsed::Flow(Flow { place: Place::First(of) | Place::Later(of), .. }) => {
+                fragment_key(&packet, of, direction)
+            }
             other => panic!("{name} is no fragment: {other:?}"),
         }
     };
@@ -222,10 +190,7 @@ fn fragments_of_one_datagram_have_one_key_and_others_have_others() {
         ["v4-fragment-first", "v4-fragment-last"],
         ["bare-v4-fragment-first", "bare-v4-fragment-later"],
         ["v6-fragment-first", "v6-fragment-middle"],
-        [
-            "v6-fragment-first-behind-options",
-            "v6-fragment-later-of-options",
-        ],
+        ["v6-fragment-first-behind-options", "v6-fragment-later-of-options"],
         ["bare-v6-fragment-first", "bare-v6-fragment-later"],
     ];
     for (at, [first, later]) in alike.into_iter().enumerate() {
@@ -237,14 +202,8 @@ fn fragments_of_one_datagram_have_one_key_and_others_have_others() {
         }
     }
     let first = key("v4-fragment-first", 1).unwrap();
-    assert_eq!(
-        (first.id, first.protocol, first.family, first.direction),
-        (0x1234, UDP, 4, 1)
-    );
-    assert_eq!(
-        first.source,
-        [192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-    );
+    assert_eq!((first.id, first.protocol, first.family, first.direction), (0x1234, UDP, 4, 1));
+    assert_eq!(first.source, [192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(first.destination[..4], [198, 51, 100, 1]);
 }
 
@@ -264,11 +223,7 @@ fn a_reader_of_a_part_answers_as_one_of_the_whole_or_asks_for_more() {
         let whole = parse(&case.packet.as_slice(), case.link, case.offload);
         for part in 0..case.packet.len().min(200) {
             let got = parse(&Part(&case.packet, part), case.link, case.offload);
-            assert!(
-                got == whole || got == Err(Truncated),
-                "{} with {part} bytes",
-                case.name
-            );
+            assert!(got == whole || got == Err(Truncated), "{} with {part} bytes", case.name);
         }
     }
 }

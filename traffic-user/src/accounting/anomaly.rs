@@ -66,12 +66,7 @@ pub enum Anomaly {
 impl fmt::Display for Anomaly {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Regressed {
-                meter,
-                owner,
-                counter,
-                by,
-            } => write!(
+            Self::Regressed { meter, owner, counter, by } => write!(
                 f,
                 "{meter}: {counter} of {owner} fell by {by} within one epoch; nothing is charged"
             ),

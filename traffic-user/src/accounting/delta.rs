@@ -71,9 +71,7 @@ pub const fn step(prev: Option<Counter>, next: Counter) -> Step {
     }
     match next.total.checked_sub(prev.total) {
         Some(amount) => Step::Advanced(amount),
-        None => Step::Regressed {
-            by: prev.total - next.total,
-        },
+        None => Step::Regressed { by: prev.total - next.total },
     }
 }
 
@@ -223,18 +221,11 @@ pub fn diff(prev: Option<&Snapshot>, next: &Snapshot, first: First) -> (Deltas, 
         coverage = Coverage::Gap;
     }
     if let Seam::Replaced { meter, layer } = seam {
-        anomalies.push(Anomaly::Replaced {
-            from: (meter, layer),
-            to: (next.meter, next.layer),
-        });
+        anomalies.push(Anomaly::Replaced { from: (meter, layer), to: (next.meter, next.layer) });
     }
 
-    let mut compare = Compare {
-        meter: next.meter,
-        before,
-        now: next.epoch,
-        anomalies: &mut anomalies,
-    };
+    let mut compare =
+        Compare { meter: next.meter, before, now: next.epoch, anomalies: &mut anomalies };
     let was = Joined::of(prev.map_or(&[], |prev| &prev.groups));
     let is = Joined::of(&next.groups);
     let groups = is
@@ -255,10 +246,8 @@ pub fn diff(prev: Option<&Snapshot>, next: &Snapshot, first: First) -> (Deltas, 
         for gone in was.groups.iter().filter(|group| group.watched) {
             if !is.index.contains_key(&key(&gone.group)) {
                 coverage = Coverage::Gap;
-                anomalies.push(Anomaly::Vanished {
-                    meter: next.meter,
-                    group: Arc::clone(&gone.group),
-                });
+                anomalies
+                    .push(Anomaly::Vanished { meter: next.meter, group: Arc::clone(&gone.group) });
             }
         }
     }
@@ -287,10 +276,9 @@ pub fn diff(prev: Option<&Snapshot>, next: &Snapshot, first: First) -> (Deltas, 
 fn seam(prev: Option<&Snapshot>, next: &Snapshot, first: First) -> Seam {
     match prev {
         None => Seam::First(first),
-        Some(prev) if prev.meter != next.meter || prev.layer != next.layer => Seam::Replaced {
-            meter: prev.meter,
-            layer: prev.layer,
-        },
+        Some(prev) if prev.meter != next.meter || prev.layer != next.layer => {
+            Seam::Replaced { meter: prev.meter, layer: prev.layer }
+        }
         Some(prev) if prev.epoch != next.epoch => Seam::Restarted { from: prev.epoch },
         Some(_) => Seam::Same,
     }
@@ -358,14 +346,7 @@ impl Compare<'_> {
     fn lanes(&mut self, group: &Arc<Group>, was: Lanes, is: &Lanes) -> Lanes {
         let mut lane = |lane, was, is| {
             let group = || Arc::clone(group);
-            self.traffic(
-                || Owner::Lane {
-                    group: group(),
-                    lane,
-                },
-                was,
-                is,
-            )
+            self.traffic(|| Owner::Lane { group: group(), lane }, was, is)
         };
         Lanes {
             tcp4: lane("tcp4", was.tcp4, is.tcp4),
@@ -389,10 +370,7 @@ impl Compare<'_> {
     fn traffic(&mut self, owner: impl Fn() -> Owner, was: Traffic, is: Traffic) -> Traffic {
         let mut charge = |counter, was, is| {
             let prev = self.before.map(|epoch| Counter { epoch, total: was });
-            let next = Counter {
-                epoch: self.now,
-                total: is,
-            };
+            let next = Counter { epoch: self.now, total: is };
             let step = step(prev, next);
             if let Step::Regressed { by } = step {
                 self.anomalies.push(Anomaly::Regressed {

@@ -50,10 +50,7 @@ impl Total {
 impl Frame {
     /// A frame without snapshots. `at` is the time of the tick, nanoseconds of Unix time.
     pub const fn new(at: i128) -> Self {
-        Self {
-            at,
-            snapshots: Vec::new(),
-        }
+        Self { at, snapshots: Vec::new() }
     }
 
     /// Adds what a meter said. Gives back the one of the same meter that was in its place: a meter
@@ -157,17 +154,12 @@ impl Frame {
     }
 
     fn position(&self, meter: &str) -> Option<usize> {
-        self.snapshots
-            .iter()
-            .position(|snapshot| snapshot.meter == meter)
+        self.snapshots.iter().position(|snapshot| snapshot.meter == meter)
     }
 }
 
 fn find<'a>(snapshot: &'a Snapshot, group: &Group) -> Option<&'a GroupReading> {
-    snapshot
-        .groups
-        .iter()
-        .find(|reading| reading.group.same_ports(group))
+    snapshot.groups.iter().find(|reading| reading.group.same_ports(group))
 }
 
 #[cfg(test)]
@@ -190,10 +182,7 @@ mod tests {
         let readings = groups.iter().map(|(text, input_bytes)| GroupReading {
             group: Arc::new(group(text)),
             lanes: Lanes {
-                udp6: Traffic {
-                    input_bytes: *input_bytes,
-                    ..Traffic::default()
-                },
+                udp6: Traffic { input_bytes: *input_bytes, ..Traffic::default() },
                 ..Lanes::default()
             },
             watched: true,
@@ -228,10 +217,7 @@ mod tests {
     #[test]
     fn a_meter_is_in_a_frame_once() {
         let mut frame = both();
-        let (old, new) = (
-            frame.snapshots()[0].clone(),
-            snapshot("tcx", Layer::L3, 9, &[]),
-        );
+        let (old, new) = (frame.snapshots()[0].clone(), snapshot("tcx", Layer::L3, 9, &[]));
         assert_eq!(frame.insert(new.clone()), Some(old));
         assert_eq!(frame.snapshots().len(), 2);
         assert_eq!(frame.snapshot("tcx"), Some(&new));
@@ -254,15 +240,10 @@ mod tests {
     fn a_group_is_found_by_its_ports_and_shown_side_by_side() {
         let frame = both();
         let web = group("443=site");
-        let side: Vec<_> = frame
-            .of_group(&web)
-            .map(|total| (total.meter, total.traffic.bytes()))
-            .collect();
+        let side: Vec<_> =
+            frame.of_group(&web).map(|total| (total.meter, total.traffic.bytes())).collect();
         assert_eq!(side, [("tcx", 10), ("nft", 9)]);
-        assert_eq!(
-            frame.reading("nft", &web).unwrap().group.as_ref(),
-            &group("443")
-        );
+        assert_eq!(frame.reading("nft", &web).unwrap().group.as_ref(), &group("443"));
         assert_eq!(frame.reading("nft", &group("443/tcp")), None);
         assert_eq!(frame.reading("tc", &web), None);
         let names: Vec<_> = frame.groups().iter().map(ToString::to_string).collect();
@@ -277,10 +258,7 @@ mod tests {
         ]);
         let (deltas, anomalies) = later.since(Some(&both()), |_| First::Charge);
         assert_eq!(anomalies, []);
-        let charged: Vec<_> = deltas
-            .iter()
-            .map(|d| (d.meter, d.seam, d.total().bytes()))
-            .collect();
+        let charged: Vec<_> = deltas.iter().map(|d| (d.meter, d.seam, d.total().bytes())).collect();
         let restarted = Seam::Restarted { from: Epoch(1) };
         assert_eq!(charged, [("nft", Seam::Same, 10), ("tcx", restarted, 4)]);
     }
@@ -298,23 +276,13 @@ mod tests {
 
     #[test]
     fn a_meter_that_was_silent_goes_on_from_its_last_reading() {
-        let silent = frame([snapshot(
-            "tcx",
-            Layer::L3,
-            1,
-            &[("443=web", 10), ("53/udp", 6)],
-        )]);
+        let silent = frame([snapshot("tcx", Layer::L3, 1, &[("443=web", 10), ("53/udp", 6)])]);
         let (deltas, anomalies) = silent.since(Some(&both()), |_| First::Baseline);
         assert_eq!(deltas.len(), 1);
         assert_eq!(anomalies, [Anomaly::Silent { meter: "nft" }]);
 
         let before = silent.following(both());
-        let again = frame([snapshot(
-            "nft",
-            Layer::L3Skb,
-            2,
-            &[("443", 30), ("53/tcp", 3)],
-        )]);
+        let again = frame([snapshot("nft", Layer::L3Skb, 2, &[("443", 30), ("53/tcp", 3)])]);
         let (deltas, _) = again.since(Some(&before), |_| First::Baseline);
         assert_eq!(deltas[0].total().bytes(), 21);
     }

@@ -67,11 +67,7 @@ pub struct PortRange {
 impl PortRange {
     /// `None` for port 0 and for a range the wrong way round.
     pub const fn new(first: u16, last: u16) -> Option<Self> {
-        if first == 0 || first > last {
-            None
-        } else {
-            Some(Self { first, last })
-        }
+        if first == 0 || first > last { None } else { Some(Self { first, last }) }
     }
 
     /// First port.
@@ -209,11 +205,7 @@ impl Group {
                 _ => joined.push(range),
             }
         }
-        let group = Self {
-            ranges: joined,
-            transport,
-            name,
-        };
+        let group = Self { ranges: joined, transport, name };
         let text = group.to_string();
         if text.len() > GROUP_TEXT_LIMIT {
             return Err(GroupError::TooLong(text.chars().take(40).collect()));
@@ -224,11 +216,7 @@ impl Group {
     /// One port.
     pub fn single(port: u16, transport: Transport) -> Option<Self> {
         let range = PortRange::new(port, port)?;
-        Some(Self {
-            ranges: vec![range],
-            transport,
-            name: None,
-        })
+        Some(Self { ranges: vec![range], transport, name: None })
     }
 
     /// The ranges, sorted and apart from one another.
@@ -262,11 +250,7 @@ impl Group {
     }
 
     fn join(&self, separator: &str) -> String {
-        self.ranges
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(separator)
+        self.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
     }
 }
 
@@ -320,11 +304,7 @@ fn port(text: &str) -> Result<u16, GroupError> {
 
 /// A piece of foreign text, safe to print and short.
 pub(super) fn shown(text: &str) -> String {
-    text.chars()
-        .take(40)
-        .collect::<String>()
-        .escape_debug()
-        .to_string()
+    text.chars().take(40).collect::<String>().escape_debug().to_string()
 }
 
 /// Groups that can be counted together: no port in two of them, no name twice.
@@ -339,10 +319,7 @@ impl Groups {
     /// [`GroupError::Overlap`], [`GroupError::NameTwice`], [`GroupError::TooMany`] (above `limit`).
     pub fn new(groups: Vec<Group>, limit: usize) -> Result<Self, GroupError> {
         if groups.len() > limit {
-            return Err(GroupError::TooMany {
-                found: groups.len(),
-                limit,
-            });
+            return Err(GroupError::TooMany { found: groups.len(), limit });
         }
         let mut names: Vec<&str> = groups.iter().filter_map(Group::name).collect();
         names.sort_unstable();
@@ -350,10 +327,9 @@ impl Groups {
             return Err(GroupError::NameTwice(twice[0].to_owned()));
         }
         // Per transport, sorted by first port: an overlap is then between neighbours.
-        for (transport, counts) in [
-            ("tcp", Transport::tcp as fn(Transport) -> bool),
-            ("udp", Transport::udp),
-        ] {
+        for (transport, counts) in
+            [("tcp", Transport::tcp as fn(Transport) -> bool), ("udp", Transport::udp)]
+        {
             let mut ranges: Vec<(PortRange, &Group)> = groups
                 .iter()
                 .filter(|group| counts(group.transport))
@@ -385,10 +361,7 @@ impl Groups {
         let entries = text.split(',');
         let count = entries.clone().count();
         if count > limit {
-            return Err(GroupError::TooMany {
-                found: count,
-                limit,
-            });
+            return Err(GroupError::TooMany { found: count, limit });
         }
         Self::new(entries.map(str::parse).collect::<Result<_, _>>()?, limit)
     }
@@ -404,10 +377,7 @@ impl Groups {
             let counted = |transport: fn(Transport) -> bool| {
                 groups.iter().any(|known| {
                     transport(known.transport)
-                        && known
-                            .ranges
-                            .iter()
-                            .any(|a| group.ranges.iter().any(|b| a.overlaps(*b)))
+                        && known.ranges.iter().any(|a| group.ranges.iter().any(|b| a.overlaps(*b)))
                 })
             };
             let tcp = group.transport.tcp() && !counted(Transport::tcp);
@@ -418,10 +388,7 @@ impl Groups {
                 (false, true) => Transport::Udp,
                 (false, false) => continue,
             };
-            groups.push(Group {
-                transport,
-                ..group.clone()
-            });
+            groups.push(Group { transport, ..group.clone() });
         }
         Self(groups)
     }
@@ -441,10 +408,7 @@ impl Groups {
     pub fn meets(&self, group: &Group) -> bool {
         self.0.iter().any(|other| {
             other.transport.shared_with(group.transport).is_some()
-                && other
-                    .ranges
-                    .iter()
-                    .any(|a| group.ranges.iter().any(|b| a.overlaps(*b)))
+                && other.ranges.iter().any(|a| group.ranges.iter().any(|b| a.overlaps(*b)))
         })
     }
 
@@ -470,11 +434,7 @@ pub fn key<'a>(group: &Group, all: impl IntoIterator<Item = &'a Group>) -> Strin
     let twin = all
         .into_iter()
         .any(|other| other.ranges == group.ranges && other.transport != group.transport);
-    if twin {
-        format!("{ports}{}", group.transport.suffix())
-    } else {
-        ports
-    }
+    if twin { format!("{ports}{}", group.transport.suffix()) } else { ports }
 }
 
 #[cfg(test)]

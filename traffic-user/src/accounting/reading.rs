@@ -119,12 +119,7 @@ impl Lanes {
 
     /// Each with its name, in the order of the outputs.
     pub const fn each(&self) -> [(&'static str, Traffic); 4] {
-        [
-            ("tcp4", self.tcp4),
-            ("tcp6", self.tcp6),
-            ("udp4", self.udp4),
-            ("udp6", self.udp6),
-        ]
+        [("tcp4", self.tcp4), ("tcp6", self.tcp6), ("udp4", self.udp4), ("udp6", self.udp6)]
     }
 }
 
@@ -205,9 +200,6 @@ pub struct Snapshot {
 impl Snapshot {
     /// All groups together.
     pub fn total(&self) -> Traffic {
-        self.groups
-            .iter()
-            .map(|reading| reading.lanes.total())
-            .sum()
+        self.groups.iter().map(|reading| reading.lanes.total()).sum()
     }
 }

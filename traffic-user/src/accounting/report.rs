@@ -36,11 +36,7 @@ impl Dump {
     /// ports differ in their transport.
     pub fn keys(&self) -> Vec<String> {
         let all = || self.snapshot.groups.iter().map(|reading| &*reading.group);
-        self.snapshot
-            .groups
-            .iter()
-            .map(|reading| key(&reading.group, all()))
-            .collect()
+        self.snapshot.groups.iter().map(|reading| key(&reading.group, all())).collect()
     }
 }
 

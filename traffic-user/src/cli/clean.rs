@@ -20,11 +20,7 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     // Not under the feet of a daemon that counts.
-    let _lock = if args.dry_run {
-        None
-    } else {
-        Some(Lock::of_this_netns()?)
-    };
+    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns()?) };
     let said = ebpf::clean(&common.pins, args.dry_run)?;
     if common.json {
         let document = json!({
@@ -36,11 +32,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     } else if said.is_empty() {
         print("nothing of ours is here\n")?;
     } else {
-        let verb = if args.dry_run {
-            "would remove"
-        } else {
-            "removed"
-        };
+        let verb = if args.dry_run { "would remove" } else { "removed" };
         let lines: String = said.iter().map(|line| format!("{verb} {line}\n")).collect();
         print(&lines)?;
     }

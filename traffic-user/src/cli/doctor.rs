@@ -43,22 +43,12 @@ struct Check {
 
 impl Check {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self {
-            name,
-            status: Status::Ok,
-            found: found.into(),
-            remedy: None,
-        }
+        Self { name, status: Status::Ok, found: found.into(), remedy: None }
     }
 
     fn info(name: &'static str, found: impl Into<String>, remedy: &str) -> Self {
         let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
-        Self {
-            name,
-            status: Status::Info,
-            found: found.into(),
-            remedy,
-        }
+        Self { name, status: Status::Info, found: found.into(), remedy }
     }
 
     fn fail(
@@ -66,12 +56,7 @@ impl Check {
         found: impl Into<String>,
         remedy: impl Into<Option<String>>,
     ) -> Self {
-        Self {
-            name,
-            status: Status::Fail,
-            found: found.into(),
-            remedy: remedy.into(),
-        }
+        Self { name, status: Status::Fail, found: found.into(), remedy: remedy.into() }
     }
 
     fn failed(name: &'static str, error: MeterError) -> Self {
@@ -90,11 +75,7 @@ struct Document<'a> {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
-    let mut checks = vec![
-        Check::ok("kernel", facts::kernel()),
-        object(),
-        capabilities(),
-    ];
+    let mut checks = vec![Check::ok("kernel", facts::kernel()), object(), capabilities()];
     let (meter, hooks) = hooks(args);
     checks.extend(hooks);
     checks.push(cgroup2());
@@ -121,13 +102,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
 
 fn text(meter: Option<Hook>, checks: &[Check]) -> String {
     let mut text = String::new();
-    for Check {
-        name,
-        status,
-        found,
-        remedy,
-    } in checks
-    {
+    for Check { name, status, found, remedy } in checks {
         let mark = match status {
             Status::Ok => "ok  ",
             Status::Info => "-   ",
@@ -139,10 +114,7 @@ fn text(meter: Option<Hook>, checks: &[Check]) -> String {
         }
     }
     match meter {
-        Some(hook) => text.push_str(&format!(
-            "\n`traffic run` would count at {}.\n",
-            hook.name()
-        )),
+        Some(hook) => text.push_str(&format!("\n`traffic run` would count at {}.\n", hook.name())),
         None => text.push_str("\n`traffic run` cannot count here.\n"),
     }
     text
@@ -152,28 +124,19 @@ fn object() -> Check {
     if OBJECT.is_empty() {
         Check::failed("programs", MeterError::Stub)
     } else {
-        Check::ok(
-            "programs",
-            format!("{} KiB of eBPF inside", OBJECT.len() / 1024),
-        )
+        Check::ok("programs", format!("{} KiB of eBPF inside", OBJECT.len() / 1024))
     }
 }
 
 fn capabilities() -> Check {
     let missing = facts::missing_capabilities();
     if missing.is_empty() {
-        Check::ok(
-            "capabilities",
-            "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)",
-        )
+        Check::ok("capabilities", "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)")
     } else {
         let capability = missing.join(", ");
         Check::failed(
             "capabilities",
-            MeterError::Denied {
-                doing: "count in the kernel",
-                capability,
-            },
+            MeterError::Denied { doing: "count in the kernel", capability },
         )
     }
 }
@@ -241,11 +204,7 @@ fn devices() -> Vec<Check> {
         })
         .collect();
     for (name, reason) in choice.left_out {
-        checks.push(Check::info(
-            "device",
-            format!("{name} left out: {reason}"),
-            "",
-        ));
+        checks.push(Check::info("device", format!("{name} left out: {reason}"), ""));
     }
     if checks.is_empty() {
         checks.push(Check::info(
@@ -267,11 +226,7 @@ fn ports() -> Check {
         Ok(groups) => {
             let shown: Vec<_> = groups.iter().take(12).map(ToString::to_string).collect();
             let more = groups.len().saturating_sub(shown.len());
-            let more = if more == 0 {
-                String::new()
-            } else {
-                format!(" and {more} more")
-            };
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
             Check::ok("ports", format!("listening: {}{more}", shown.join(", ")))
         }
         Err(error) => Check::failed("ports", error),

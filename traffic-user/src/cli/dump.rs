@@ -35,17 +35,8 @@ pub(super) fn pinned(folder: &Path) -> Result<Option<Dump>> {
     let devices = pinned
         .devices()?
         .into_iter()
-        .map(|device| DeviceReport {
-            name: device.name,
-            link_header: device.link_header,
-            hook,
-        })
+        .map(|device| DeviceReport { name: device.name, link_header: device.link_header, hook })
         .collect();
     let snapshot = pinned.read()?;
-    Ok(Some(Dump {
-        host: host(),
-        snapshot,
-        devices,
-        passed_over: Vec::new(),
-    }))
+    Ok(Some(Dump { host: host(), snapshot, devices, passed_over: Vec::new() }))
 }

@@ -33,12 +33,7 @@ const MOST_GROUPS: usize = traffic_ebpf::abi::MAX_SLOTS as usize;
 ///
 /// Exit codes: 0 done; 1 done, and a limit or check is over; 2 could not.
 #[derive(Debug, Parser)]
-#[command(
-    name = "traffic",
-    version,
-    propagate_version = true,
-    arg_required_else_help = true
-)]
+#[command(name = "traffic", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -103,9 +98,7 @@ impl Common {
     fn new(global: Global) -> Result<Self> {
         let config = Config::load(global.config.as_deref(), MOST_GROUPS)?;
         let choose = |typed: Option<PathBuf>, set: &Option<PathBuf>, default: &str| {
-            typed
-                .or_else(|| set.clone())
-                .unwrap_or_else(|| default.into())
+            typed.or_else(|| set.clone()).unwrap_or_else(|| default.into())
         };
         Ok(Self {
             json: global.json,

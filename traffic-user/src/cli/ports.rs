@@ -42,11 +42,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     }
     // What is configured or listens, but is not counted: nothing was measured, which is not zero.
     let counted = Groups::unchecked(reports.iter().map(|report| report.group.clone()).collect());
-    let mut more: Vec<Group> = args
-        .ports
-        .iter()
-        .flat_map(|ports| ports.iter().cloned())
-        .collect();
+    let mut more: Vec<Group> = args.ports.iter().flat_map(|ports| ports.iter().cloned()).collect();
     more.extend(listening);
     let all = counted.extended_by(&more);
     for group in all.iter().skip(counted.len()) {
@@ -60,14 +56,9 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     }
     let meter = dump.as_ref().map(|dump| dump.snapshot.meter);
     if common.json {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_nanos());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let taken_at = i128::try_from(now).unwrap_or(i128::MAX);
-        print(&format!(
-            "{}\n",
-            json::ports(&host(), taken_at, meter, &reports)?
-        ))?;
+        print(&format!("{}\n", json::ports(&host(), taken_at, meter, &reports)?))?;
     } else {
         print(&table::ports(meter, &reports))?;
     }

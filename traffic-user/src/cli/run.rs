@@ -93,35 +93,20 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     };
     let default = if output == Output::Json { 10 } else { 2 };
     let config = &common.config;
-    let interval = args
-        .interval
-        .or(config.interval)
-        .unwrap_or(Duration::from_secs(default));
+    let interval = args.interval.or(config.interval).unwrap_or(Duration::from_secs(default));
     let hook = args.meter.map_or(config.meter.flatten(), MeterChoice::hook);
     let cgroup = args.cgroup.or_else(|| config.cgroup.clone());
     if cgroup.is_some() && !matches!(hook, None | Some(Hook::Cgroup)) {
         bail!("--cgroup goes with --meter cgroup (or auto)");
     }
     // A path in cgroup2 says which meter is meant.
-    let hook = if cgroup.is_some() {
-        Some(Hook::Cgroup)
-    } else {
-        hook
-    };
-    let globs = if args.iface.is_empty() {
-        config.iface.as_deref()
-    } else {
-        None
-    };
+    let hook = if cgroup.is_some() { Some(Hook::Cgroup) } else { hook };
+    let globs = if args.iface.is_empty() { config.iface.as_deref() } else { None };
     let wanted =
         Wanted::new(globs.unwrap_or(&args.iface)).map_err(|error| anyhow!("--iface: {error}"))?;
     let ports = args.ports.or_else(|| config.ports.clone());
 
-    let _state = if args.no_ledger {
-        None
-    } else {
-        Some(state(common)?)
-    };
+    let _state = if args.no_ledger { None } else { Some(state(common)?) };
     let _lock = Lock::of_this_netns()?;
     let groups = match &ports {
         Some(groups) => groups.clone(),
@@ -163,16 +148,8 @@ fn check_devices(wanted: &Wanted) -> Result<()> {
     match choice.unmatched.into_iter().next() {
         None => Ok(()),
         Some(pattern) => {
-            let names: Vec<_> = facts
-                .devices
-                .into_iter()
-                .map(|device| device.name)
-                .collect();
-            Err(MeterError::NoDevice {
-                pattern,
-                present: names.join(", "),
-            }
-            .into())
+            let names: Vec<_> = facts.devices.into_iter().map(|device| device.name).collect();
+            Err(MeterError::NoDevice { pattern, present: names.join(", ") }.into())
         }
     }
 }

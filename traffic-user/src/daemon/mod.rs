@@ -92,7 +92,10 @@ pub(crate) async fn run(settings: Settings, mut meter: EbpfMeter) -> Result<()> 
     if meter.hook() != Hook::Cgroup && choice.devices.is_empty() {
         tracing::warn!("no device has a default route yet: counting begins when one does");
     }
-    follow(&mut meter, &choice, true)?;
+    if let Err(error) = follow(&mut meter, &choice, true) {
+        meter.give_up();
+        return Err(error);
+    }
     let mut screen = Screen::new(&settings);
 
     let mut written = 0;
@@ -147,10 +150,7 @@ pub(crate) async fn run(settings: Settings, mut meter: EbpfMeter) -> Result<()> 
 /// Lets a test see that a panic leaves nothing behind. Not in release builds.
 #[cfg(debug_assertions)]
 fn fault() {
-    assert!(
-        std::env::var_os("TRAFFIC_FAULT").is_none(),
-        "asked to fail by TRAFFIC_FAULT"
-    );
+    assert!(std::env::var_os("TRAFFIC_FAULT").is_none(), "asked to fail by TRAFFIC_FAULT");
 }
 
 /// Counts on the chosen devices. At the start a device that cannot be counted is an error if it
@@ -199,12 +199,7 @@ impl Screen {
     fn new(settings: &Settings) -> Self {
         let redraw = settings.output == Output::Table && io::stdout().is_terminal();
         let rows = if redraw { terminal_rows() } else { usize::MAX };
-        Self {
-            host: settings.host.clone(),
-            output: settings.output,
-            redraw,
-            rows,
-        }
+        Self { host: settings.host.clone(), output: settings.output, redraw, rows }
     }
 
     /// Reads the meter and writes what it says.
@@ -243,17 +238,9 @@ fn report(host: &str, meter: &EbpfMeter, snapshot: Snapshot) -> Dump {
             hook,
         })
         .collect();
-    let passed_over = meter
-        .passed_over()
-        .iter()
-        .map(|(hook, why)| (hook.name(), why.clone()))
-        .collect();
-    Dump {
-        host: host.to_owned(),
-        snapshot,
-        devices,
-        passed_over,
-    }
+    let passed_over =
+        meter.passed_over().iter().map(|(hook, why)| (hook.name(), why.clone())).collect();
+    Dump { host: host.to_owned(), snapshot, devices, passed_over }
 }
 
 /// Height of the terminal; 24 where it does not say.

@@ -73,9 +73,7 @@ impl Facts {
     ///
     /// [`MeterError::Netlink`].
     pub fn gather() -> Result<Self, MeterError> {
-        netlink::ask("list devices and routes", |handle| async move {
-            facts(&handle).await
-        })
+        netlink::ask("list devices and routes", |handle| async move { facts(&handle).await })
     }
 }
 
@@ -99,12 +97,8 @@ impl Wanted {
         if globs.is_empty() {
             return Ok(Self::DefaultRoutes);
         }
-        let matchers = globs
-            .iter()
-            .map(|glob| Ok(Glob::new(glob)?.compile_matcher()));
-        Ok(Self::Named(
-            matchers.collect::<Result<_, globset::Error>>()?,
-        ))
+        let matchers = globs.iter().map(|glob| Ok(Glob::new(glob)?.compile_matcher()));
+        Ok(Self::Named(matchers.collect::<Result<_, globset::Error>>()?))
     }
 }
 
@@ -157,15 +151,11 @@ pub fn choose(facts: &Facts, wanted: &Wanted) -> Choice {
         let whole = device.master.and_then(|index| chosen.get(&index));
         let carrier = device.carrier.and_then(|index| chosen.get(&index));
         if let Some(whole) = whole {
-            choice.left_out.push((
-                device.name.clone(),
-                format!("it is a part of {}", whole.name),
-            ));
+            choice.left_out.push((device.name.clone(), format!("it is a part of {}", whole.name)));
         } else if let Some(carrier) = carrier {
-            choice.left_out.push((
-                device.name.clone(),
-                format!("its frames pass {} as well", carrier.name),
-            ));
+            choice
+                .left_out
+                .push((device.name.clone(), format!("its frames pass {} as well", carrier.name)));
         } else {
             choice.devices.push((*device).clone());
         }
@@ -191,10 +181,7 @@ async fn facts(handle: &Handle) -> Result<Facts, rtnetlink::Error> {
             }
         }
     }
-    Ok(Facts {
-        devices,
-        default_routes,
-    })
+    Ok(Facts { devices, default_routes })
 }
 
 fn device(message: &LinkMessage) -> Option<Device> {
@@ -310,11 +297,7 @@ impl Events {
                 doing: "listen for changes of devices",
                 cause: cause(error),
             })?;
-        Ok(Self {
-            messages,
-            handle,
-            connection: tokio::spawn(connection),
-        })
+        Ok(Self { messages, handle, connection: tokio::spawn(connection) })
     }
 
     /// Waits until something changed, and gives the new facts.
@@ -334,13 +317,10 @@ impl Events {
                 continue;
             }
             while let Ok(Some(_)) = tokio::time::timeout(TOGETHER, self.messages.next()).await {}
-            return facts(&self.handle)
-                .await
-                .map(Some)
-                .map_err(|error| MeterError::Netlink {
-                    doing: "list devices and routes",
-                    cause: cause(error),
-                });
+            return facts(&self.handle).await.map(Some).map_err(|error| MeterError::Netlink {
+                doing: "list devices and routes",
+                cause: cause(error),
+            });
         }
     }
 }
@@ -387,35 +367,21 @@ mod tests {
     }
 
     fn facts(devices: Vec<Device>, routes: &[u32]) -> Facts {
-        Facts {
-            devices,
-            default_routes: routes.iter().copied().collect(),
-        }
+        Facts { devices, default_routes: routes.iter().copied().collect() }
     }
 
     #[track_caller]
     fn check(facts: &Facts, globs: &[&str], want: &[&str], left_out: &[&str]) {
         let globs: Vec<_> = globs.iter().map(|glob| (*glob).to_owned()).collect();
         let choice = choose(facts, &Wanted::new(&globs).unwrap());
-        let names: Vec<_> = choice
-            .devices
-            .iter()
-            .map(|device| device.name.as_str())
-            .collect();
-        let others: Vec<_> = choice
-            .left_out
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
+        let names: Vec<_> = choice.devices.iter().map(|device| device.name.as_str()).collect();
+        let others: Vec<_> = choice.left_out.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!((names, others), (want.to_vec(), left_out.to_vec()));
     }
 
     #[test]
     fn a_default_route_is_followed_and_loopback_only_by_name() {
-        let facts = facts(
-            vec![device(1, "lo"), device(2, "eth0"), device(3, "eth1")],
-            &[3],
-        );
+        let facts = facts(vec![device(1, "lo"), device(2, "eth0"), device(3, "eth1")], &[3]);
         check(&facts, &[], &["eth1"], &[]);
         check(&facts, &["*"], &["eth0", "eth1"], &[]);
         check(&facts, &["lo"], &["lo"], &[]);
@@ -424,18 +390,9 @@ mod tests {
 
     #[test]
     fn stacked_devices_never_count_one_byte_twice() {
-        let vlan = Device {
-            carrier: Some(2),
-            ..device(3, "eth0.5")
-        };
-        let port = Device {
-            master: Some(5),
-            ..device(4, "eth1")
-        };
-        let facts = facts(
-            vec![device(2, "eth0"), vlan, port, device(5, "br0")],
-            &[2, 3, 4, 5],
-        );
+        let vlan = Device { carrier: Some(2), ..device(3, "eth0.5") };
+        let port = Device { master: Some(5), ..device(4, "eth1") };
+        let facts = facts(vec![device(2, "eth0"), vlan, port, device(5, "br0")], &[2, 3, 4, 5]);
         check(&facts, &[], &["eth0", "br0"], &["eth0.5", "eth1"]);
         check(&facts, &["eth0.5", "eth1"], &["eth0.5", "eth1"], &[]);
     }

@@ -62,11 +62,7 @@ pub(super) fn random() -> u64 {
 
 fn first_eight(path: impl AsRef<Path>) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
-    let digits: String = text
-        .chars()
-        .filter(char::is_ascii_hexdigit)
-        .take(16)
-        .collect();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
     u64::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
@@ -115,18 +111,8 @@ mod tests {
     #[test]
     fn the_first_hook_that_works_is_chosen_and_the_others_say_why_not() {
         let no = |reason: &str| Err(reason.to_owned());
-        let trials = [
-            (Hook::Tcx, no("old")),
-            (Hook::Tc, Ok(())),
-            (Hook::Cgroup, Ok(())),
-        ];
-        assert_eq!(
-            choose(&trials),
-            Ok((Hook::Tc, vec![(Hook::Tcx, "old".to_owned())]))
-        );
-        assert_eq!(
-            choose(&[(Hook::Tcx, no("a"))]),
-            Err(vec![(Hook::Tcx, "a".to_owned())])
-        );
+        let trials = [(Hook::Tcx, no("old")), (Hook::Tc, Ok(())), (Hook::Cgroup, Ok(()))];
+        assert_eq!(choose(&trials), Ok((Hook::Tc, vec![(Hook::Tcx, "old".to_owned())])));
+        assert_eq!(choose(&[(Hook::Tcx, no("a"))]), Err(vec![(Hook::Tcx, "a".to_owned())]));
     }
 }

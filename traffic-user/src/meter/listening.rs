@@ -93,23 +93,12 @@ mod tests {
     #[test]
     fn only_what_others_can_reach_is_watched() {
         let sockets = |texts: &[&str]| {
-            texts
-                .iter()
-                .map(|text| text.parse().unwrap())
-                .collect::<Vec<SocketAddr>>()
-                .into_iter()
+            texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>().into_iter()
         };
         let tcp = sockets(&["0.0.0.0:443", "[::]:8443", "127.0.0.1:10085", "[::1]:631"]);
-        let udp = sockets(&[
-            "0.0.0.0:443",
-            "0.0.0.0:53",
-            "0.0.0.0:40000",
-            "[::ffff:127.0.0.1]:69",
-        ]);
-        let found: Vec<_> = groups(tcp, udp, (32_768, 60_999))
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let udp = sockets(&["0.0.0.0:443", "0.0.0.0:53", "0.0.0.0:40000", "[::ffff:127.0.0.1]:69"]);
+        let found: Vec<_> =
+            groups(tcp, udp, (32_768, 60_999)).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["53/udp", "443", "8443/tcp"]);
     }
 }

@@ -41,11 +41,7 @@ impl Lock {
     ///
     /// As [`of_this_netns`](Self::of_this_netns).
     pub fn take(path: &Path) -> Result<Self, MeterError> {
-        let failed = |doing, cause| MeterError::File {
-            doing,
-            path: path.into(),
-            cause,
-        };
+        let failed = |doing, cause| MeterError::File { doing, path: path.into(), cause };
         loop {
             let mut file = OpenOptions::new()
                 .read(true)
@@ -61,10 +57,7 @@ impl Lock {
             let mut file =
                 Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
                     if error == Errno::EWOULDBLOCK {
-                        MeterError::Busy {
-                            pid: text.trim().parse().ok(),
-                            lock: path.into(),
-                        }
+                        MeterError::Busy { pid: text.trim().parse().ok(), lock: path.into() }
                     } else {
                         failed("lock", error.into())
                     }
@@ -78,10 +71,7 @@ impl Lock {
                 .and_then(|()| file.rewind())
                 .and_then(|()| writeln!(file, "{}", std::process::id()))
                 .map_err(|error| failed("write", error))?;
-            return Ok(Self {
-                path: path.into(),
-                _file: file,
-            });
+            return Ok(Self { path: path.into(), _file: file });
         }
     }
 }
@@ -101,11 +91,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 /// The folder for locks and notes, made if need be; nobody but root may look inside.
 pub(super) fn run_folder() -> Result<PathBuf, MeterError> {
     let folder = PathBuf::from(RUN_FOLDER);
-    let failed = |cause| MeterError::File {
-        doing: "create",
-        path: folder.clone(),
-        cause,
-    };
+    let failed = |cause| MeterError::File { doing: "create", path: folder.clone(), cause };
     fs::create_dir_all(&folder).map_err(failed)?;
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(failed)?;
     Ok(folder)
@@ -118,11 +104,9 @@ pub(super) fn run_folder() -> Result<PathBuf, MeterError> {
 /// [`MeterError::File`] without `/proc`.
 pub fn netns() -> Result<u64, MeterError> {
     let path = Path::new("/proc/thread-self/ns/net");
-    fs::metadata(path)
-        .map(|meta| meta.ino())
-        .map_err(|cause| MeterError::File {
-            doing: "look at",
-            path: path.into(),
-            cause,
-        })
+    fs::metadata(path).map(|meta| meta.ino()).map_err(|cause| MeterError::File {
+        doing: "look at",
+        path: path.into(),
+        cause,
+    })
 }

@@ -23,10 +23,7 @@ where
     E: std::error::Error + Send + Sync + 'static,
     F: Future<Output = Result<T, E>>,
 {
-    let failed = |error: io::Error| MeterError::Netlink {
-        doing,
-        cause: cause(error),
-    };
+    let failed = |error: io::Error| MeterError::Netlink { doing, cause: cause(error) };
     thread::scope(|scope| {
         let answer = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -38,14 +35,9 @@ where
                 let connection = tokio::spawn(connection);
                 let answer = question(handle).await;
                 connection.abort();
-                answer.map_err(|error| MeterError::Netlink {
-                    doing,
-                    cause: cause(error),
-                })
+                answer.map_err(|error| MeterError::Netlink { doing, cause: cause(error) })
             })
         });
-        answer
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        answer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

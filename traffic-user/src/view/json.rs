@@ -40,18 +40,8 @@ struct TrafficJson {
 
 impl From<Traffic> for TrafficJson {
     fn from(traffic: Traffic) -> Self {
-        let Traffic {
-            input_bytes,
-            input_packets,
-            output_bytes,
-            output_packets,
-        } = traffic;
-        Self {
-            input_bytes,
-            output_bytes,
-            input_packets,
-            output_packets,
-        }
+        let Traffic { input_bytes, input_packets, output_bytes, output_packets } = traffic;
+        Self { input_bytes, output_bytes, input_packets, output_packets }
     }
 }
 
@@ -114,21 +104,9 @@ pub fn dump(report: &Dump) -> serde_json::Result<String> {
     let devices = report
         .devices
         .iter()
-        .map(
-            |DeviceReport {
-                 name,
-                 link_header,
-                 hook,
-             }| {
-                (
-                    name.as_str(),
-                    DeviceJson {
-                        link_header: *link_header,
-                        hook,
-                    },
-                )
-            },
-        )
+        .map(|DeviceReport { name, link_header, hook }| {
+            (name.as_str(), DeviceJson { link_header: *link_header, hook })
+        })
         .collect();
     serde_json::to_string(&DumpJson {
         jsonversion: JSON_VERSION,
@@ -137,9 +115,7 @@ pub fn dump(report: &Dump) -> serde_json::Result<String> {
         meter: snapshot.meter,
         layer: snapshot.layer.name(),
         epoch: format!("{:016x}", snapshot.epoch.0),
-        since: snapshot
-            .since
-            .map(|since| time(i128::from(since) * 1_000_000_000)),
+        since: snapshot.since.map(|since| time(i128::from(since) * 1_000_000_000)),
         window_ns: snapshot.window.end - snapshot.window.begin,
         coverage: snapshot.coverage.name(),
         ports: Ordered(ports),
@@ -147,33 +123,17 @@ pub fn dump(report: &Dump) -> serde_json::Result<String> {
         devices: Ordered(devices),
         skipped: snapshot.skipped.as_ref().map(skipped),
         passed_over: Ordered(
-            report
-                .passed_over
-                .iter()
-                .map(|(hook, why)| (*hook, why.as_str()))
-                .collect(),
+            report.passed_over.iter().map(|(hook, why)| (*hook, why.as_str())).collect(),
         ),
     })
 }
 
 fn lanes(lanes: &Lanes) -> Ordered<&'static str, TrafficJson> {
-    Ordered(
-        lanes
-            .each()
-            .into_iter()
-            .map(|(name, traffic)| (name, traffic.into()))
-            .collect(),
-    )
+    Ordered(lanes.each().into_iter().map(|(name, traffic)| (name, traffic.into())).collect())
 }
 
 fn skipped(skipped: &Skipped) -> Ordered<&'static str, TrafficJson> {
-    Ordered(
-        skipped
-            .each()
-            .into_iter()
-            .map(|(name, traffic)| (name, traffic.into()))
-            .collect(),
-    )
+    Ordered(skipped.each().into_iter().map(|(name, traffic)| (name, traffic.into())).collect())
 }
 
 /// Nanoseconds of Unix time as RFC 3339 in UTC, to the millisecond.
@@ -233,10 +193,5 @@ pub fn ports(
             traffic: report.traffic.map(TrafficJson::from),
         })
         .collect();
-    serde_json::to_string(&PortsJson {
-        host,
-        taken_at,
-        meter,
-        ports,
-    })
+    serde_json::to_string(&PortsJson { host, taken_at, meter, ports })
 }

@@ -32,17 +32,11 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
         .zip(&snapshot.groups)
         .map(|(key, reading)| {
             let delta = deltas.and_then(|deltas| {
-                let delta = deltas
-                    .groups
-                    .iter()
-                    .find(|delta| delta.group == reading.group)?;
+                let delta = deltas.groups.iter().find(|delta| delta.group == reading.group)?;
                 rate(deltas, delta.lanes.total())
             });
             Line {
-                key: format!(
-                    "{key}{}",
-                    transport_suffix(&key, reading.group.transport().name())
-                ),
+                key: format!("{key}{}", transport_suffix(&key, reading.group.transport().name())),
                 name: reading.group.name().unwrap_or_default().to_owned(),
                 traffic: reading.lanes.total(),
                 rate: delta,
@@ -54,9 +48,7 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
         lines.sort_by_key(|line| std::cmp::Reverse(line.traffic.bytes()));
         lines.truncate(most);
     }
-    let mut table = grid(&[
-        "PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT",
-    ]);
+    let mut table = grid(&["PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT"]);
     for line in &lines {
         add(&mut table, line);
     }
@@ -77,16 +69,9 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
 }
 
 fn add(table: &mut Table, line: &Line) {
-    let Traffic {
-        input_bytes,
-        input_packets,
-        output_bytes,
-        output_packets,
-    } = line.traffic;
-    let (input, output) = line
-        .rate
-        .clone()
-        .unwrap_or_else(|| (UNKNOWN.to_owned(), UNKNOWN.to_owned()));
+    let Traffic { input_bytes, input_packets, output_bytes, output_packets } = line.traffic;
+    let (input, output) =
+        line.rate.clone().unwrap_or_else(|| (UNKNOWN.to_owned(), UNKNOWN.to_owned()));
     let cells = [
         human_bytes(input_bytes, 1),
         human_bytes(output_bytes, 1),
@@ -96,20 +81,13 @@ fn add(table: &mut Table, line: &Line) {
         human_count(output_packets),
     ];
     let mut row = vec![Cell::new(&line.key), Cell::new(&line.name)];
-    row.extend(
-        cells
-            .into_iter()
-            .map(|text| Cell::new(text).set_alignment(CellAlignment::Right)),
-    );
+    row.extend(cells.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
     table.add_row(row);
 }
 
 fn rate(deltas: &Deltas, traffic: Traffic) -> Option<(String, String)> {
     let elapsed = deltas.elapsed().filter(|elapsed| !elapsed.is_zero())?;
-    Some((
-        human_rate(traffic.input_bytes, elapsed),
-        human_rate(traffic.output_bytes, elapsed),
-    ))
+    Some((human_rate(traffic.input_bytes, elapsed), human_rate(traffic.output_bytes, elapsed)))
 }
 
 /// A key says its transport itself where another group has the same ports.
@@ -125,11 +103,7 @@ fn grid(headers: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(headers.iter().enumerate().map(|(n, text)| {
-        let alignment = if n < 2 {
-            CellAlignment::Left
-        } else {
-            CellAlignment::Right
-        };
+        let alignment = if n < 2 { CellAlignment::Left } else { CellAlignment::Right };
         Cell::new(*text).set_alignment(alignment)
     }));
     table
@@ -150,11 +124,7 @@ fn footer(report: &Dump) -> String {
             text.push_str(&format!("also seen: {}\n", parts.join(", ")));
         }
     }
-    let devices: Vec<&str> = report
-        .devices
-        .iter()
-        .map(|device| device.name.as_str())
-        .collect();
+    let devices: Vec<&str> = report.devices.iter().map(|device| device.name.as_str()).collect();
     let place = match (snapshot.meter, devices.as_slice()) {
         ("cgroup", _) => "all sockets of the cgroup".to_owned(),
         (_, []) => "no device yet".to_owned(),
@@ -174,10 +144,7 @@ fn footer(report: &Dump) -> String {
 }
 
 fn since(snapshot: &Snapshot) -> String {
-    match snapshot
-        .since
-        .and_then(|since| Timestamp::from_second(since).ok())
-    {
+    match snapshot.since.and_then(|since| Timestamp::from_second(since).ok()) {
         Some(since) => format!("since {since}"),
         None => "since an unknown time".to_owned(),
     }
@@ -210,14 +177,9 @@ pub fn ports(meter: Option<&str>, reports: &[PortReport]) -> String {
             yes_no(Some(report.watched)).to_owned(),
         ];
         let name = report.group.name().unwrap_or_default();
-        let mut row = vec![
-            Cell::new(format!("{}{suffix}", report.key)),
-            Cell::new(name),
-        ];
+        let mut row = vec![Cell::new(format!("{}{suffix}", report.key)), Cell::new(name)];
         row.extend(
-            cells
-                .into_iter()
-                .map(|text| Cell::new(text).set_alignment(CellAlignment::Right)),
+            cells.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)),
         );
         table.add_row(row);
     }

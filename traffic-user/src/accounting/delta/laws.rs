@@ -62,11 +62,7 @@ impl World {
 
     fn happen(&mut self, event: &Event) {
         match *event {
-            Event::Count {
-                group,
-                cell: n,
-                amount,
-            } => {
+            Event::Count { group, cell: n, amount } => {
                 let name = group_name(group);
                 let Some(reading) = self.find(&name).filter(|reading| reading.watched) else {
                     return;
@@ -96,10 +92,7 @@ impl World {
             }
             Event::Restart => {
                 let epoch = self.epoch + 1;
-                *self = Self {
-                    epoch,
-                    ..Self::default()
-                };
+                *self = Self { epoch, ..Self::default() };
             }
             Event::Look { .. } => {}
         }
@@ -112,14 +105,8 @@ impl World {
             let turn = turn % snapshot.groups.len();
             snapshot.groups.rotate_left(turn);
         }
-        let unwatched = Traffic {
-            output_bytes: self.skipped,
-            ..Traffic::default()
-        };
-        snapshot.skipped = Some(Skipped {
-            unwatched,
-            ..Skipped::default()
-        });
+        let unwatched = Traffic { output_bytes: self.skipped, ..Traffic::default() };
+        snapshot.skipped = Some(Skipped { unwatched, ..Skipped::default() });
         snapshot
     }
 }
@@ -137,12 +124,9 @@ fn readings() -> impl Strategy<Value = Vec<GroupReading>> {
         }
         lanes
     });
-    let reading =
-        (0..NAMES.len(), lanes, any::<bool>()).prop_map(|(name, lanes, watched)| GroupReading {
-            group: group_name(name),
-            lanes,
-            watched,
-        });
+    let reading = (0..NAMES.len(), lanes, any::<bool>()).prop_map(|(name, lanes, watched)| {
+        GroupReading { group: group_name(name), lanes, watched }
+    });
     prop::collection::vec(reading, 0..8)
 }
 

@@ -18,12 +18,7 @@ fn lanes(first: u64, by: u64) -> Lanes {
 pub(super) const CELLS: usize = 16;
 
 pub(super) fn cell(lanes: &mut Lanes, n: usize) -> &mut u64 {
-    let Lanes {
-        tcp4,
-        tcp6,
-        udp4,
-        udp6,
-    } = lanes;
+    let Lanes { tcp4, tcp6, udp4, udp6 } = lanes;
     let lane = [tcp4, tcp6, udp4, udp6].into_iter().nth(n / 4).unwrap();
     match n % 4 {
         0 => &mut lane.input_bytes,
@@ -39,18 +34,11 @@ pub(super) fn snapshot(epoch: u64, end: i128, groups: &[(&str, Lanes)]) -> Snaps
         layer: Layer::L3,
         epoch: Epoch(epoch),
         since: Some(40),
-        window: Window {
-            begin: end - 1,
-            end,
-        },
+        window: Window { begin: end - 1, end },
         coverage: Coverage::Complete,
         groups: groups
             .iter()
-            .map(|(text, lanes)| GroupReading {
-                group: group(text),
-                lanes: *lanes,
-                watched: true,
-            })
+            .map(|(text, lanes)| GroupReading { group: group(text), lanes: *lanes, watched: true })
             .collect(),
         skipped: None,
     }
@@ -71,37 +59,12 @@ fn a_counter_advances_restarts_or_lies() {
     for (prev, next, want, charge) in [
         (None, counter(1, 900), Step::Baseline, 0),
         (Some(counter(1, 900)), counter(1, 900), Step::Advanced(0), 0),
-        (
-            Some(counter(1, 900)),
-            counter(1, 930),
-            Step::Advanced(30),
-            30,
-        ),
-        (
-            Some(counter(1, 900)),
-            counter(2, 30),
-            Step::Restarted(30),
-            30,
-        ),
+        (Some(counter(1, 900)), counter(1, 930), Step::Advanced(30), 30),
+        (Some(counter(1, 900)), counter(2, 30), Step::Restarted(30), 30),
         // Not told apart by value: a restarted counter may already be past the old one.
-        (
-            Some(counter(1, 900)),
-            counter(2, 5000),
-            Step::Restarted(5000),
-            5000,
-        ),
-        (
-            Some(counter(1, 900)),
-            counter(1, 899),
-            Step::Regressed { by: 1 },
-            0,
-        ),
-        (
-            Some(counter(1, u64::MAX)),
-            counter(1, 0),
-            Step::Regressed { by: u64::MAX },
-            0,
-        ),
+        (Some(counter(1, 900)), counter(2, 5000), Step::Restarted(5000), 5000),
+        (Some(counter(1, 900)), counter(1, 899), Step::Regressed { by: 1 }, 0),
+        (Some(counter(1, u64::MAX)), counter(1, 0), Step::Regressed { by: u64::MAX }, 0),
     ] {
         assert_eq!(step(prev, next), want);
         assert_eq!(want.charge(), charge);
@@ -112,21 +75,14 @@ fn a_counter_advances_restarts_or_lies() {
 fn the_difference_is_taken_lane_by_lane_and_by_ports() {
     let prev = snapshot(1, 10, &[("443=web", lanes(5, 1)), ("53/udp", lanes(0, 1))]);
     // In another order and under another name.
-    let next = snapshot(
-        1,
-        20,
-        &[("53/udp", lanes(7, 1)), ("443=site", lanes(105, 3))],
-    );
+    let next = snapshot(1, 20, &[("53/udp", lanes(7, 1)), ("443=site", lanes(105, 3))]);
     let (deltas, anomalies) = diff(Some(&prev), &next, First::Charge);
     assert_eq!(anomalies, []);
     assert_eq!(deltas.seam, Seam::Same);
     assert_eq!((deltas.from, deltas.to), (Some(10), 20));
     assert_eq!(
         charged(&deltas),
-        [
-            ("53/udp".into(), lanes(7, 0)),
-            ("443=site".into(), lanes(100, 2))
-        ]
+        [("53/udp".into(), lanes(7, 0)), ("443=site".into(), lanes(100, 2))]
     );
 }
 
@@ -136,10 +92,7 @@ fn a_group_that_appears_inside_an_epoch_begins_at_zero() {
     let next = snapshot(1, 20, &[("443", lanes(9, 0)), ("443/tcp", lanes(4, 1))]);
     let (deltas, anomalies) = diff(Some(&prev), &next, First::Baseline);
     assert_eq!(anomalies, []);
-    assert_eq!(
-        charged(&deltas),
-        [("443".into(), lanes(0, 0)), ("443/tcp".into(), lanes(4, 1))]
-    );
+    assert_eq!(charged(&deltas), [("443".into(), lanes(0, 0)), ("443/tcp".into(), lanes(4, 1))]);
 }
 
 #[test]
@@ -180,10 +133,7 @@ fn another_meter_or_layer_is_never_subtracted() {
         let (deltas, anomalies) = diff(Some(&prev), &next, First::Charge);
         assert_eq!(charged(&deltas), [("443".into(), lanes(0, 0))]);
         assert_eq!(deltas.coverage, Coverage::Gap);
-        let replaced = Anomaly::Replaced {
-            from: ("tcx", Layer::L3),
-            to: (next.meter, next.layer),
-        };
+        let replaced = Anomaly::Replaced { from: ("tcx", Layer::L3), to: (next.meter, next.layer) };
         assert_eq!(anomalies, [replaced]);
         // And goes on from there.
         let (deltas, anomalies) = diff(Some(&next), &next, First::Charge);
@@ -196,11 +146,8 @@ fn a_counter_that_falls_charges_nothing_and_is_named() {
     let prev = snapshot(1, 10, &[("443", lanes(10, 0))]);
     let mut fell = lanes(11, 0);
     fell.udp6.output_bytes = 3;
-    let (deltas, anomalies) = diff(
-        Some(&prev),
-        &snapshot(1, 20, &[("443", fell)]),
-        First::Baseline,
-    );
+    let (deltas, anomalies) =
+        diff(Some(&prev), &snapshot(1, 20, &[("443", fell)]), First::Baseline);
     let mut want = lanes(1, 0);
     want.udp6.output_bytes = 0;
     assert_eq!(charged(&deltas), [("443".into(), want)]);
@@ -218,10 +165,7 @@ fn a_watched_group_that_vanishes_is_a_gap_and_one_given_up_is_not() {
     let (deltas, anomalies) = diff(Some(&prev), &next, First::Baseline);
     assert_eq!(charged(&deltas), [("443".into(), lanes(2, 0))]);
     assert_eq!(deltas.coverage, Coverage::Gap);
-    let vanished = Anomaly::Vanished {
-        meter: "tcx",
-        group: group("80"),
-    };
+    let vanished = Anomaly::Vanished { meter: "tcx", group: group("80") };
     assert_eq!(anomalies, [vanished]);
 
     prev.groups[1].watched = false;
@@ -233,11 +177,7 @@ fn a_watched_group_that_vanishes_is_a_gap_and_one_given_up_is_not() {
 fn ports_that_are_listed_twice_are_one_group() {
     let mut prev = snapshot(1, 10, &[("443=old", lanes(100, 0))]);
     prev.groups[0].watched = false;
-    let mut next = snapshot(
-        1,
-        20,
-        &[("443=new", lanes(7, 0)), ("443=old", lanes(100, 0))],
-    );
+    let mut next = snapshot(1, 20, &[("443=new", lanes(7, 0)), ("443=old", lanes(100, 0))]);
     next.groups[1].watched = false;
     let (deltas, anomalies) = diff(Some(&prev), &next, First::Baseline);
     assert_eq!(anomalies, []);
@@ -248,14 +188,8 @@ fn ports_that_are_listed_twice_are_one_group() {
 #[test]
 fn skipped_is_subtracted_only_between_meters_that_can_tell() {
     let other = |input_packets| {
-        let other = Traffic {
-            input_packets,
-            ..Traffic::default()
-        };
-        Some(Skipped {
-            other,
-            ..Skipped::default()
-        })
+        let other = Traffic { input_packets, ..Traffic::default() };
+        Some(Skipped { other, ..Skipped::default() })
     };
     for (epochs, was, is, want) in [
         ((1, 1), other(5), other(8), other(3)),

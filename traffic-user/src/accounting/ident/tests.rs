@@ -15,14 +15,10 @@ fn parse(text: &str) -> Result<Groups, GroupError> {
 #[track_caller]
 fn check(text: &str, want: &[(&str, Transport, Option<&str>)]) {
     let groups = parse(text).unwrap_or_else(|err| panic!("`{text}`: {err}"));
-    let got: Vec<_> = groups
-        .iter()
-        .map(|group| (group.ports_text(), group.transport(), group.name()))
-        .collect();
-    let want: Vec<_> = want
-        .iter()
-        .map(|&(ports, transport, name)| (ports.to_owned(), transport, name))
-        .collect();
+    let got: Vec<_> =
+        groups.iter().map(|group| (group.ports_text(), group.transport(), group.name())).collect();
+    let want: Vec<_> =
+        want.iter().map(|&(ports, transport, name)| (ports.to_owned(), transport, name)).collect();
     assert_eq!(got, want, "`{text}`");
 }
 
@@ -44,10 +40,7 @@ fn a_list_of_ports_ranges_transports_and_names() {
     check("8443/tcp", &[("8443", Tcp, None)]);
     check("20000-50000/udp=hop", &[("20000-50000", Udp, Some("hop"))]);
     check("443+8443=web", &[("443,8443", Both, Some("web"))]);
-    check(
-        " 443 , 8443/tcp ",
-        &[("443", Both, None), ("8443", Tcp, None)],
-    );
+    check(" 443 , 8443/tcp ", &[("443", Both, None), ("8443", Tcp, None)]);
     check("443/tcp,443/udp", &[("443", Tcp, None), ("443", Udp, None)]);
     check("443=a=b/c+d", &[("443", Both, Some("a=b/c+d"))]);
     check("443=прокси", &[("443", Both, Some("прокси"))]);
@@ -70,14 +63,8 @@ fn ranges_of_one_group_are_sorted_and_joined() {
 
 #[test]
 fn what_is_no_port_is_refused_by_name() {
-    for port in [
-        "0", "70000", "65536", "+443", "-443", "abc", "4 43", "٤٤٣", "0x1bb", "443.0",
-    ] {
-        let named = if port == "+443" || port == "-443" {
-            ""
-        } else {
-            port
-        };
+    for port in ["0", "70000", "65536", "+443", "-443", "abc", "4 43", "٤٤٣", "0x1bb", "443.0"] {
+        let named = if port == "+443" || port == "-443" { "" } else { port };
         check_refused(port, &GroupError::Port(text(named)));
     }
     check_refused("443-", &GroupError::Port(text("")));
@@ -86,17 +73,12 @@ fn what_is_no_port_is_refused_by_name() {
     check_refused("1-2-3", &GroupError::Port(text("2-3")));
     check_refused("443+", &GroupError::Port(text("")));
     check_refused("9-3", &GroupError::Backwards(text("9-3")));
-    check_refused(
-        "99999999999999999999",
-        &GroupError::Port(text("99999999999999999999")),
-    );
+    check_refused("99999999999999999999", &GroupError::Port(text("99999999999999999999")));
 }
 
 #[test]
 fn what_is_missing_or_unknown_is_refused() {
-    for empty in [
-        "", " ", ",", "443,", ",443", "443,,80", "/tcp", "=name", "/udp=x",
-    ] {
+    for empty in ["", " ", ",", "443,", ",443", "443,,80", "/tcp", "=name", "/udp=x"] {
         check_refused(empty, &GroupError::Empty);
     }
     check_refused("443/sctp", &GroupError::Transport(text("sctp")));
@@ -117,10 +99,7 @@ fn groups_that_get_in_one_anothers_way_are_refused() {
         port,
     };
     check_refused("443,443", &overlap("443", "443", "tcp", 443));
-    check_refused(
-        "443/udp,443/udp=x",
-        &overlap("443/udp", "443/udp=x", "udp", 443),
-    );
+    check_refused("443/udp,443/udp=x", &overlap("443/udp", "443/udp=x", "udp", 443));
     check_refused("443/tcp,443", &overlap("443/tcp", "443", "tcp", 443));
     check_refused("443/udp,443", &overlap("443/udp", "443", "udp", 443));
     check_refused("1-100,50-60", &overlap("1-100", "50-60", "tcp", 50));
@@ -133,17 +112,11 @@ fn groups_that_get_in_one_anothers_way_are_refused() {
 #[test]
 fn more_groups_than_slots_are_refused_before_any_is_read() {
     let many = vec!["nonsense"; 70_000].join(",");
-    let want = GroupError::TooMany {
-        found: 70_000,
-        limit: LIMIT,
-    };
+    let want = GroupError::TooMany { found: 70_000, limit: LIMIT };
     check_refused(&many, &want);
     let all: Vec<String> = (1..=u16::MAX).map(|port| port.to_string()).collect();
     assert_eq!(parse(&all.join(",")).map(|groups| groups.len()), Ok(LIMIT));
-    assert_eq!(
-        Groups::parse("1,2,3", 2),
-        Err(GroupError::TooMany { found: 3, limit: 2 })
-    );
+    assert_eq!(Groups::parse("1,2,3", 2), Err(GroupError::TooMany { found: 3, limit: 2 }));
 }
 
 #[test]
@@ -164,10 +137,7 @@ fn foreign_text_is_shown_short_and_without_control_characters() {
         panic!("accepted");
     };
     let shown = err.to_string();
-    assert!(
-        shown.len() < 200 && !shown.chars().any(char::is_control),
-        "{shown}"
-    );
+    assert!(shown.len() < 200 && !shown.chars().any(char::is_control), "{shown}");
 }
 
 #[test]
@@ -184,18 +154,11 @@ fn what_is_counted_already_is_not_taken_twice() {
     let found: Vec<Group> = found.iter().cloned().collect();
     let all = named.extended_by(&found);
     let all: Vec<String> = all.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        all,
-        ["443/tcp=web", "20000-20010", "443/udp", "8080", "20011"]
-    );
+    assert_eq!(all, ["443/tcp=web", "20000-20010", "443/udp", "8080", "20011"]);
 }
 
 fn transport() -> impl Strategy<Value = Transport> {
-    prop_oneof![
-        Just(Transport::Tcp),
-        Just(Transport::Udp),
-        Just(Transport::Both)
-    ]
+    prop_oneof![Just(Transport::Tcp), Just(Transport::Udp), Just(Transport::Both)]
 }
 
 /// Ranges close together, so that they often touch.

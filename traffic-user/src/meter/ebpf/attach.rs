@@ -12,7 +12,7 @@ use aya::{
     programs::{
         CgroupAttachMode, CgroupSkbAttachType, LinkOrder, SchedClassifier, TcAttachType,
         links::{FdLink, Link as _},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
     },
 };
 use traffic_ebpf::abi::programs;
@@ -20,12 +20,11 @@ use traffic_ebpf::abi::programs;
 use super::{
     Hook,
     clsact::{self, Side},
-    load, sys,
+    load, qdisc, sys,
 };
 use crate::meter::{
     devices::{Device, LinkKind},
     error::{MeterError, cause},
-    lock,
 };
 
 /// The only filter of ours at its priority.
@@ -64,13 +63,7 @@ pub(super) struct Attachments {
 
 impl Attachments {
     pub(super) fn new(hook: Hook, pins: Option<PathBuf>) -> Self {
-        Self {
-            hook,
-            pins,
-            devices: BTreeMap::new(),
-            cgroup: Vec::new(),
-            missed: false,
-        }
+        Self { hook, pins, devices: BTreeMap::new(), cgroup: Vec::new(), missed: false }
     }
 
     /// Devices that are counted now.
@@ -87,12 +80,8 @@ impl Attachments {
     pub(super) fn sync(&mut self, ebpf: &mut Ebpf, wanted: &[Device]) -> Vec<MeterError> {
         let mut errors = Vec::new();
         let keep: BTreeSet<u32> = wanted.iter().map(|device| device.index).collect();
-        let gone: Vec<u32> = self
-            .devices
-            .keys()
-            .copied()
-            .filter(|index| !keep.contains(index))
-            .collect();
+        let gone: Vec<u32> =
+            self.devices.keys().copied().filter(|index| !keep.contains(index)).collect();
         for index in gone {
             if let Some(on) = self.devices.remove(&index) {
                 self.take_off(on);
@@ -126,13 +115,9 @@ impl Attachments {
     }
 
     fn put_on(&self, ebpf: &mut Ebpf, device: &Device) -> Result<OnDevice, MeterError> {
-        let mut on = OnDevice {
-            device: device.clone(),
-            held: Vec::new(),
-            made_qdisc: false,
-        };
+        let mut on = OnDevice { device: device.clone(), held: Vec::new(), made_qdisc: false };
         if self.hook == Hook::Tc {
-            on.made_qdisc = make_qdisc(device)?;
+            on.made_qdisc = qdisc::make(device)?;
         }
         for side in Side::BOTH {
             let name = program_for(device, side)?;
@@ -143,8 +128,7 @@ impl Attachments {
                 (_, Some(folder)) => {
                     let path = folder.join(format!("tcx_{}_{}", device.index, side.name()));
                     let link = tcx(program, device, side)?;
-                    link.pin(&path)
-                        .map_err(|error| attach_error(device, "tcx", error))?;
+                    link.pin(&path).map_err(|error| attach_error(device, "tcx", error))?;
                     Held::Pinned(path)
                 }
             };
@@ -200,11 +184,7 @@ impl Attachments {
             }
             if held.len() == Side::BOTH.len() {
                 let device = device.clone();
-                let on = OnDevice {
-                    device,
-                    held,
-                    made_qdisc: false,
-                };
+                let on = OnDevice { device, held, made_qdisc: false };
                 self.devices.insert(on.device.index, on);
             } else {
                 // Half a pair counts half: begin anew for this device.
@@ -243,15 +223,9 @@ impl Attachments {
                 held.push(Held::Filter(Some(link)));
             }
             if !held.is_empty() {
-                let made_qdisc = noted(device.index);
-                self.devices.insert(
-                    device.index,
-                    OnDevice {
-                        device: device.clone(),
-                        held,
-                        made_qdisc,
-                    },
-                );
+                let made_qdisc = qdisc::is_ours(device.index);
+                self.devices
+                    .insert(device.index, OnDevice { device: device.clone(), held, made_qdisc });
             }
         }
         Ok(())
@@ -292,9 +266,8 @@ impl Attachments {
             hook: "cgroup",
             cause: error,
         };
-        let cgroup = File::open(path).map_err(|_| MeterError::NoCgroup {
-            path: path.display().to_string(),
-        })?;
+        let cgroup = File::open(path)
+            .map_err(|_| MeterError::NoCgroup { path: path.display().to_string() })?;
         for side in Side::BOTH {
             let (name, attach_type) = cgroup_program(side);
             let program = load::cgroup_skb(ebpf, name)?;
@@ -319,14 +292,10 @@ impl Attachments {
     }
 
     fn take_off(&self, on: OnDevice) {
-        let OnDevice {
-            device,
-            held,
-            made_qdisc,
-        } = on;
+        let OnDevice { device, held, made_qdisc } = on;
         held.into_iter().for_each(release);
         if made_qdisc {
-            drop_qdisc(&device);
+            qdisc::drop_unused(&device);
         }
     }
 }
@@ -349,17 +318,11 @@ impl Drop for Attachments {
 pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, MeterError> {
     let mut said = Vec::new();
     for device in present {
-        let ours: Vec<_> = clsact::filters(device.index)?
-            .into_iter()
-            .filter(clsact::Filter::is_ours)
-            .collect();
+        let ours: Vec<_> =
+            clsact::filters(device.index)?.into_iter().filter(clsact::Filter::is_ours).collect();
         for filter in &ours {
             let name = filter.program.as_deref().unwrap_or_default();
-            said.push(format!(
-                "filter {name} on {} ({})",
-                device.name,
-                filter.side.name()
-            ));
+            said.push(format!("filter {name} on {} ({})", device.name, filter.side.name()));
             if !dry_run {
                 let gone = SchedClassifierLink::attached(
                     &device.name,
@@ -369,18 +332,15 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
                     None,
                 )
                 .map_err(|error| attach_error(device, "tc", error))?;
-                gone.detach()
-                    .map_err(|error| attach_error(device, "tc", error))?;
+                gone.detach().map_err(|error| attach_error(device, "tc", error))?;
             }
         }
-        if noted(device.index) && clsact::has_clsact(device.index)? {
-            let others = clsact::filters(device.index)?
-                .iter()
-                .any(|filter| !filter.is_ours());
+        if qdisc::is_ours(device.index) && clsact::has_clsact(device.index)? {
+            let others = clsact::filters(device.index)?.iter().any(|filter| !filter.is_ours());
             if !others {
                 said.push(format!("clsact qdisc on {}", device.name));
                 if !dry_run {
-                    drop_qdisc(device);
+                    qdisc::drop_unused(device);
                 }
             }
         }
@@ -398,9 +358,7 @@ pub(super) fn counted(
     for device in present {
         let counted = match hook {
             Hook::Tcx => links.join(format!("tcx_{}_in", device.index)).exists(),
-            Hook::Tc => clsact::filters(device.index)?
-                .iter()
-                .any(clsact::Filter::is_ours),
+            Hook::Tc => clsact::filters(device.index)?.iter().any(clsact::Filter::is_ours),
             Hook::Cgroup => false,
         };
         if counted {
@@ -408,31 +366,6 @@ pub(super) fn counted(
         }
     }
     Ok(found)
-}
-
-/// Tries a hook without touching any device that carries traffic: on the loopback of a network
-/// namespace that exists only for this.
-pub(super) fn try_hook(program: &mut SchedClassifier, hook: Hook) -> Result<(), String> {
-    std::thread::scope(|scope| {
-        let tried = scope.spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-                .map_err(|error| format!("no network namespace to try it in: {error}"))?;
-            let options = match hook {
-                Hook::Tc => {
-                    tc::qdisc_add_clsact("lo").map_err(|error| chain(&error))?;
-                    TcAttachOptions::Netlink(NlOptions::default())
-                }
-                Hook::Tcx | Hook::Cgroup => TcAttachOptions::TcxOrder(LinkOrder::default()),
-            };
-            program
-                .attach_with_options("lo", TcAttachType::Ingress, options)
-                .and_then(|id| program.detach(id))
-                .map_err(|error| chain(&error))
-        });
-        tried
-            .join()
-            .unwrap_or_else(|_| Err("the trial panicked".to_owned()))
-    })
 }
 
 /// An error with all its causes, in one line.
@@ -456,10 +389,9 @@ fn program_for(device: &Device, side: Side) -> Result<&'static str, MeterError> 
         (LinkKind::Ethernet, Side::Output) => Ok(programs::ETHERNET_OUT),
         (LinkKind::Bare, Side::Input) => Ok(programs::BARE_IN),
         (LinkKind::Bare, Side::Output) => Ok(programs::BARE_OUT),
-        (LinkKind::Other(arphrd), _) => Err(MeterError::LinkType {
-            device: device.name.clone(),
-            arphrd,
-        }),
+        (LinkKind::Other(arphrd), _) => {
+            Err(MeterError::LinkType { device: device.name.clone(), arphrd })
+        }
     }
 }
 
@@ -503,11 +435,7 @@ fn filter(program: &mut SchedClassifier, device: &Device, side: Side) -> Result<
         classid: None,
     };
     let link = program
-        .attach_with_options(
-            &device.name,
-            attach_type(side),
-            TcAttachOptions::Netlink(options),
-        )
+        .attach_with_options(&device.name, attach_type(side), TcAttachOptions::Netlink(options))
         .and_then(|id| program.take_link(id))
         .map_err(|error| attach_error(device, "tc", error))?;
     Ok(Held::Filter(Some(link)))
@@ -517,11 +445,7 @@ fn attach_error<E>(device: &Device, hook: &'static str, error: E) -> MeterError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    MeterError::Attach {
-        target: device.name.clone(),
-        hook,
-        cause: cause(error),
-    }
+    MeterError::Attach { target: device.name.clone(), hook, cause: cause(error) }
 }
 
 fn release(held: Held) {
@@ -552,68 +476,18 @@ fn forget_filters(on: OnDevice) {
 
 fn filters_stand(index: u32) -> bool {
     clsact::filters(index).is_ok_and(|filters| {
-        Side::BOTH
-            .iter()
-            .all(|side| filters.iter().any(|f| f.side == *side && f.is_ours()))
+        Side::BOTH.iter().all(|side| filters.iter().any(|f| f.side == *side && f.is_ours()))
     })
 }
 
-/// Gives the device a clsact qdisc unless it has one, and notes that it is ours to take away.
-fn make_qdisc(device: &Device) -> Result<bool, MeterError> {
-    if clsact::has_clsact(device.index)? {
-        return Ok(noted(device.index));
-    }
-    note(device.index)?;
-    tc::qdisc_add_clsact(&device.name).map_err(|error| attach_error(device, "tc", error))?;
-    Ok(true)
-}
-
-/// Takes a qdisc that we made away again, if nobody else has put a filter on it.
-fn drop_qdisc(device: &Device) {
-    let unused = clsact::filters(device.index).is_ok_and(|filters| filters.is_empty());
-    if unused && let Err(error) = clsact::delete_clsact(device.index) {
-        tracing::debug!(%error, device = device.name, "the clsact qdisc is gone already");
-    }
-    if let Ok(path) = note_path(device.index) {
-        let _ = fs::remove_file(path);
-    }
-}
-
-/// The note that the clsact qdisc of this device was made by us. It survives a crash, and nothing
-/// in the qdisc itself could say it.
-fn note_path(index: u32) -> Result<PathBuf, MeterError> {
-    Ok(lock::run_folder()?.join(format!("clsact-{}-{index}", lock::netns()?)))
-}
-
-fn note(index: u32) -> Result<(), MeterError> {
-    let path = note_path(index)?;
-    File::create(&path)
-        .map(drop)
-        .map_err(|cause| MeterError::File {
-            doing: "create",
-            path,
-            cause,
-        })
-}
-
-fn noted(index: u32) -> bool {
-    note_path(index).is_ok_and(|path| path.exists())
-}
-
 fn files(folder: &Path) -> Result<Vec<PathBuf>, MeterError> {
-    let failed = |cause| MeterError::File {
-        doing: "read",
-        path: folder.into(),
-        cause,
-    };
+    let failed = |cause| MeterError::File { doing: "read", path: folder.into(), cause };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
-    entries
-        .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
-        .collect()
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
 }
 
 fn remove(path: &Path) -> Result<(), MeterError> {

@@ -23,14 +23,8 @@ impl Side {
 
     const fn parent(self) -> TcHandle {
         match self {
-            Self::Input => TcHandle {
-                major: 0xffff,
-                minor: 0xfff2,
-            },
-            Self::Output => TcHandle {
-                major: 0xffff,
-                minor: 0xfff3,
-            },
+            Self::Input => TcHandle { major: 0xffff, minor: 0xfff2 },
+            Self::Output => TcHandle { major: 0xffff, minor: 0xfff3 },
         }
     }
 
@@ -56,15 +50,9 @@ pub(super) struct Filter {
 impl Filter {
     /// Whether it carries the name of a program of ours.
     pub(super) fn is_ours(&self) -> bool {
-        let programs = [
-            programs::ETHERNET_IN,
-            programs::ETHERNET_OUT,
-            programs::BARE_IN,
-            programs::BARE_OUT,
-        ];
-        self.program
-            .as_deref()
-            .is_some_and(|name| programs.contains(&name))
+        let programs =
+            [programs::ETHERNET_IN, programs::ETHERNET_OUT, programs::BARE_IN, programs::BARE_OUT];
+        self.program.as_deref().is_some_and(|name| programs.contains(&name))
     }
 }
 
@@ -92,21 +80,15 @@ pub(super) fn filters(index: u32) -> Result<Vec<Filter>, MeterError> {
                     .attributes
                     .iter()
                     .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == KIND_BPF));
-                let program = message
-                    .attributes
-                    .iter()
-                    .filter(|_| bpf)
-                    .find_map(|nla| match nla {
-                        TcAttribute::Options(options) => {
-                            options.iter().find_map(|option| match option {
-                                TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => {
-                                    Some(name.clone())
-                                }
-                                _ => None,
-                            })
-                        }
-                        _ => None,
-                    });
+                let program = message.attributes.iter().filter(|_| bpf).find_map(|nla| match nla {
+                    TcAttribute::Options(options) => {
+                        options.iter().find_map(|option| match option {
+                            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
+                            _ => None,
+                        })
+                    }
+                    _ => None,
+                });
                 found.push(Filter {
                     side,
                     priority: u16::try_from(header.info >> 16).unwrap_or(u16::MAX),
@@ -121,21 +103,18 @@ pub(super) fn filters(index: u32) -> Result<Vec<Filter>, MeterError> {
 
 /// Whether the device has a clsact qdisc.
 pub(super) fn has_clsact(index: u32) -> Result<bool, MeterError> {
-    netlink::ask(
-        "list the queueing disciplines of a device",
-        |handle| async move {
-            let mut qdiscs = handle.qdisc().get().index(index.cast_signed()).execute();
-            let mut found = false;
-            while let Some(message) = qdiscs.try_next().await? {
-                found |= message.header.index == index.cast_signed()
-                    && message
-                        .attributes
-                        .iter()
-                        .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == CLSACT));
-            }
-            Ok::<_, rtnetlink::Error>(found)
-        },
-    )
+    netlink::ask("list the queueing disciplines of a device", |handle| async move {
+        let mut qdiscs = handle.qdisc().get().index(index.cast_signed()).execute();
+        let mut found = false;
+        while let Some(message) = qdiscs.try_next().await? {
+            found |= message.header.index == index.cast_signed()
+                && message
+                    .attributes
+                    .iter()
+                    .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == CLSACT));
+        }
+        Ok::<_, rtnetlink::Error>(found)
+    })
 }
 
 /// Takes the clsact qdisc off, with all that is on it: only for one that we made and that nobody
@@ -144,14 +123,8 @@ pub(super) fn delete_clsact(index: u32) -> Result<(), MeterError> {
     netlink::ask("remove the clsact qdisc", |handle| async move {
         let mut request = handle.qdisc().del(index.cast_signed());
         let message = request.message_mut();
-        message.header.parent = TcHandle {
-            major: 0xffff,
-            minor: 0xfff1,
-        };
-        message.header.handle = TcHandle {
-            major: 0xffff,
-            minor: 0,
-        };
+        message.header.parent = TcHandle { major: 0xffff, minor: 0xfff1 };
+        message.header.handle = TcHandle { major: 0xffff, minor: 0 };
         request.execute().await
     })
 }
@@ -162,11 +135,7 @@ pub(super) fn delete_clsact(index: u32) -> Result<(), MeterError> {
 /// left to those who take it without looking.
 pub(super) fn free_priority(filters: &[Filter], side: Side) -> u16 {
     (2..=u16::MAX)
-        .find(|priority| {
-            !filters
-                .iter()
-                .any(|f| f.side == side && f.priority == *priority)
-        })
+        .find(|priority| !filters.iter().any(|f| f.side == side && f.priority == *priority))
         .unwrap_or(u16::MAX)
 }
 
@@ -176,12 +145,7 @@ mod tests {
 
     #[test]
     fn a_free_priority_is_found_and_the_first_is_left_alone() {
-        let filter = |priority| Filter {
-            side: Side::Input,
-            priority,
-            handle: 1,
-            program: None,
-        };
+        let filter = |priority| Filter { side: Side::Input, priority, handle: 1, program: None };
         let filters = [filter(1), filter(2), filter(4)];
         assert_eq!(free_priority(&filters, Side::Input), 3);
         assert_eq!(free_priority(&filters, Side::Output), 2);

@@ -87,10 +87,7 @@ impl Maps {
             write(&mut meta_map, 0, meta.to_bytes(), maps::META)?;
         }
         let table = match Mapping::new(table.fd(), PORT_SLOTS * 2, Access::Write) {
-            Ok(mapping) => PortTable::Mapped {
-                mapping,
-                _map: table,
-            },
+            Ok(mapping) => PortTable::Mapped { mapping, _map: table },
             Err(error) => {
                 tracing::debug!(%error, "the port table cannot be mapped");
                 let map: Array<_, [u16; PORT_SLOTS]> =
@@ -114,10 +111,7 @@ impl Maps {
                 cause: cause(error),
             })
         };
-        let foreign = |reason: String| MeterError::Foreign {
-            path: folder.into(),
-            reason,
-        };
+        let foreign = |reason: String| MeterError::Foreign { path: folder.into(), reason };
         let meta_map = array(Map::Array(open(maps::META)?), maps::META)
             .map_err(|_| foreign("META has another shape".into()))?;
         let meta = read_meta(&meta_map)?;
@@ -135,14 +129,7 @@ impl Maps {
         }
         let skipped = Map::PerCpuArray(open(maps::SKIPPED)?);
         let groups = Map::Array(open(maps::GROUPS)?);
-        Self::open(
-            meta_map,
-            meta,
-            groups,
-            skipped,
-            open(maps::COUNTERS)?,
-            PortTable::Closed,
-        )
+        Self::open(meta_map, meta, groups, skipped, open(maps::COUNTERS)?, PortTable::Closed)
     }
 
     fn open(
@@ -163,10 +150,7 @@ impl Maps {
         let mapped = Mapping::new(counters.fd(), bytes, Access::Read)
             .inspect_err(|error| tracing::debug!(%error, "the counters cannot be mapped"))
             .ok();
-        let counters = CounterMap {
-            map: array(Map::Array(counters), maps::COUNTERS)?,
-            mapped,
-        };
+        let counters = CounterMap { map: array(Map::Array(counters), maps::COUNTERS)?, mapped };
         let mut opened = Self {
             meta_map,
             groups,
@@ -192,13 +176,9 @@ impl Maps {
                 map: maps::GROUPS,
                 cause: format!("slot {index} does not say what it counts").into(),
             })?;
-            used.push(Slot {
-                group: Arc::new(group),
-                watched: entry.state == state::ACTIVE,
-            });
+            used.push(Slot { group: Arc::new(group), watched: entry.state == state::ACTIVE });
             let zero = entry.baseline == [Counters::default(); LANES as usize];
-            self.baselines
-                .push((!zero).then(|| Box::new(entry.baseline)));
+            self.baselines.push((!zero).then(|| Box::new(entry.baseline)));
         }
         self.slots = Slots::new(used, self.meta.slots);
         Ok(())
@@ -212,10 +192,7 @@ impl Maps {
     /// Whether these groups can be watched without making room.
     pub(super) fn fits(&self, groups: &Groups) -> bool {
         // Taking a retired slot is for when there is no other way; larger maps are one.
-        self.slots
-            .clone()
-            .watch(groups)
-            .is_ok_and(|change| change.reused.is_empty())
+        self.slots.clone().watch(groups).is_ok_and(|change| change.reused.is_empty())
     }
 
     /// Slots handed out so far.
@@ -225,11 +202,7 @@ impl Maps {
 
     /// Groups that are watched now.
     pub(super) fn watched(&self) -> impl Iterator<Item = &Arc<Group>> {
-        self.slots
-            .used()
-            .iter()
-            .filter(|slot| slot.watched)
-            .map(|slot| &slot.group)
+        self.slots.used().iter().filter(|slot| slot.watched).map(|slot| &slot.group)
     }
 
     /// Changes what the set says of itself.
@@ -242,10 +215,9 @@ impl Maps {
     /// counts from the moment this returns.
     pub(super) fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
         let mut next = self.slots.clone();
-        let change = next.watch(groups).map_err(|_| MeterError::Full {
-            wanted: groups.len(),
-            slots: self.meta.slots,
-        })?;
+        let change = next
+            .watch(groups)
+            .map_err(|_| MeterError::Full { wanted: groups.len(), slots: self.meta.slots })?;
         let table = next.port_table();
         let mut reused = Vec::new();
         if !change.reused.is_empty() {
@@ -276,11 +248,7 @@ impl Maps {
                     map: maps::GROUPS,
                     cause: format!("`{group}` is too long").into(),
                 })?;
-            entry.state = if *watched {
-                state::ACTIVE
-            } else {
-                state::RETIRED
-            };
+            entry.state = if *watched { state::ACTIVE } else { state::RETIRED };
             let index = u32::try_from(slot).unwrap_or(u32::MAX);
             write(&mut self.groups, index, entry.to_bytes(), maps::GROUPS)?;
         }
@@ -327,12 +295,7 @@ impl Maps {
 
     /// [`sums`](Self::sums) into a buffer that is used again.
     pub(super) fn sum_into(&self, sums: &mut Vec<u64>) -> Result<(), MeterError> {
-        let Meta {
-            slots,
-            slots_used,
-            carry,
-            ..
-        } = self.meta;
+        let Meta { slots, slots_used, carry, .. } = self.meta;
         sums.clear();
         sums.resize(slots_used as usize * SLOT_WORDS, 0);
         // The last stripe is all zero unless something was carried over.
@@ -347,15 +310,11 @@ impl Maps {
                 continue;
             }
             for (index, words) in (first..).zip(sums.chunks_exact_mut(WORDS)) {
-                let value = self
-                    .counters
-                    .map
-                    .get(&index, 0)
-                    .map_err(|error| MeterError::Map {
-                        doing: "read",
-                        map: maps::COUNTERS,
-                        cause: cause(error),
-                    })?;
+                let value = self.counters.map.get(&index, 0).map_err(|error| MeterError::Map {
+                    doing: "read",
+                    map: maps::COUNTERS,
+                    cause: cause(error),
+                })?;
                 add_counters(words, Counters::from_bytes(&value));
             }
         }
@@ -366,18 +325,12 @@ impl Maps {
     fn skipped(&self, reason: u32) -> Result<Traffic, MeterError> {
         let mut sum = Counters::default();
         for index in [reason, self.meta.reasons + reason] {
-            let values = self
-                .skipped
-                .get(&index, 0)
-                .map_err(|error| MeterError::Map {
-                    doing: "read",
-                    map: maps::SKIPPED,
-                    cause: cause(error),
-                })?;
-            sum = values
-                .iter()
-                .map(Counters::from_bytes)
-                .fold(sum, Counters::plus);
+            let values = self.skipped.get(&index, 0).map_err(|error| MeterError::Map {
+                doing: "read",
+                map: maps::SKIPPED,
+                cause: cause(error),
+            })?;
+            sum = values.iter().map(Counters::from_bytes).fold(sum, Counters::plus);
         }
         Ok(traffic(sum))
     }
@@ -444,26 +397,12 @@ impl Maps {
         for (index, words) in (first..).zip(sums.chunks_exact(WORDS)) {
             let mut value = Counters::default();
             add_to(&mut value, words);
-            write(
-                &mut self.counters.map,
-                index,
-                value.to_bytes(),
-                maps::COUNTERS,
-            )?;
+            write(&mut self.counters.map, index, value.to_bytes(), maps::COUNTERS)?;
         }
         for reason in 0..self.meta.reasons.min(older.meta.reasons) {
-            let Traffic {
-                input_bytes,
-                input_packets,
-                output_bytes,
-                output_packets,
-            } = older.skipped(reason)?;
-            let sum = Counters {
-                input_bytes,
-                input_packets,
-                output_bytes,
-                output_packets,
-            };
+            let Traffic { input_bytes, input_packets, output_bytes, output_packets } =
+                older.skipped(reason)?;
+            let sum = Counters { input_bytes, input_packets, output_bytes, output_packets };
             let cpus = aya::util::nr_cpus().unwrap_or(1);
             let mut values = vec![[0; Counters::SIZE]; cpus];
             if let Some(first) = values.first_mut() {
@@ -471,26 +410,19 @@ impl Maps {
             }
             let values = aya::maps::PerCpuValues::try_from(values)
                 .map_err(|_| write_error(maps::SKIPPED, "the number of CPUs changed"))?;
-            self.skipped
-                .set(self.meta.reasons + reason, values, 0)
-                .map_err(|error| MeterError::Map {
-                    doing: "write",
-                    map: maps::SKIPPED,
-                    cause: cause(error),
-                })?;
+            self.skipped.set(self.meta.reasons + reason, values, 0).map_err(|error| {
+                MeterError::Map { doing: "write", map: maps::SKIPPED, cause: cause(error) }
+            })?;
         }
         self.set_meta(|meta| meta.carry = carry::DONE)
     }
 
     fn entry(&self, index: u32) -> Result<Entry, MeterError> {
-        let bytes = self
-            .groups
-            .get(&index, 0)
-            .map_err(|error| MeterError::Map {
-                doing: "read",
-                map: maps::GROUPS,
-                cause: cause(error),
-            })?;
+        let bytes = self.groups.get(&index, 0).map_err(|error| MeterError::Map {
+            doing: "read",
+            map: maps::GROUPS,
+            cause: cause(error),
+        })?;
         Ok(Entry::from_bytes(&bytes))
     }
 }
@@ -536,20 +468,11 @@ fn write<const N: usize>(
 }
 
 fn write_error(map: &'static str, reason: &str) -> MeterError {
-    MeterError::Map {
-        doing: "write",
-        map,
-        cause: reason.into(),
-    }
+    MeterError::Map { doing: "write", map, cause: reason.into() }
 }
 
 fn add_counters(words: &mut [u64], value: Counters) {
-    let values = [
-        value.input_bytes,
-        value.input_packets,
-        value.output_bytes,
-        value.output_packets,
-    ];
+    let values = [value.input_bytes, value.input_packets, value.output_bytes, value.output_packets];
     for (word, value) in words.iter_mut().zip(values) {
         *word = word.wrapping_add(value);
     }
@@ -557,12 +480,8 @@ fn add_counters(words: &mut [u64], value: Counters) {
 
 fn add_to(counters: &mut Counters, words: &[u64]) {
     if let [input_bytes, input_packets, output_bytes, output_packets] = *words {
-        *counters = counters.plus(Counters {
-            input_bytes,
-            input_packets,
-            output_bytes,
-            output_packets,
-        });
+        *counters =
+            counters.plus(Counters { input_bytes, input_packets, output_bytes, output_packets });
     }
 }
 
@@ -575,9 +494,7 @@ fn counters_of(words: &[u64], lane: usize) -> Counters {
 }
 
 fn baseline_of(sums: &[u64], slot: usize) -> [Counters; LANES as usize] {
-    let words = sums
-        .get(slot * SLOT_WORDS..(slot + 1) * SLOT_WORDS)
-        .unwrap_or_default();
+    let words = sums.get(slot * SLOT_WORDS..(slot + 1) * SLOT_WORDS).unwrap_or_default();
     std::array::from_fn(|lane| counters_of(words, lane))
 }
 
@@ -586,34 +503,17 @@ fn lanes(words: &[u64], baseline: Option<&[Counters; LANES as usize]>) -> Lanes 
         let counters = counters_of(words, n);
         traffic(baseline.map_or(counters, |baseline| counters.minus(baseline[n])))
     };
-    Lanes {
-        tcp4: lane(0),
-        tcp6: lane(1),
-        udp4: lane(2),
-        udp6: lane(3),
-    }
+    Lanes { tcp4: lane(0), tcp6: lane(1), udp4: lane(2), udp6: lane(3) }
 }
 
 fn traffic(counters: Counters) -> Traffic {
-    let Counters {
-        input_bytes,
-        input_packets,
-        output_bytes,
-        output_packets,
-    } = counters;
-    Traffic {
-        input_bytes,
-        input_packets,
-        output_bytes,
-        output_packets,
-    }
+    let Counters { input_bytes, input_packets, output_bytes, output_packets } = counters;
+    Traffic { input_bytes, input_packets, output_bytes, output_packets }
 }
 
 /// Nanoseconds of Unix time.
 fn now() -> i128 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| {
-            i128::try_from(elapsed.as_nanos()).unwrap_or(i128::MAX)
-        })
+        .map_or(0, |elapsed| i128::try_from(elapsed.as_nanos()).unwrap_or(i128::MAX))
 }

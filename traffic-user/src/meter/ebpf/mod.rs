@@ -9,9 +9,12 @@ mod clsact;
 mod load;
 mod mapping;
 mod maps;
+mod pinned;
 mod pins;
+mod qdisc;
 mod slots;
 mod sys;
+mod trial;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,21 +23,22 @@ use std::{
 };
 
 use aya::Ebpf;
-use traffic_ebpf::abi::{self, ABI_VERSION, LANES, MAGIC, MAX_SLOTS, Meta, hook, programs, skip};
+use traffic_ebpf::abi::{self, ABI_VERSION, LANES, MAGIC, MAX_SLOTS, Meta, hook, skip};
 
 use self::{attach::Attachments, load::Parameters, maps::Maps, pins::Pins};
 use super::{
     devices::{Choice, Device, Facts},
     error::MeterError,
-    host::{self, Trial},
-    lock,
+    host, lock,
 };
 use crate::accounting::{
     ident::{Group, Groups},
     reading::{Coverage, Snapshot},
 };
 
+pub use pinned::Pinned;
 pub use pins::DEFAULT_PINS;
+pub use trial::try_all;
 
 /// The compiled programs; empty when this binary was built without an eBPF tool chain.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/traffic-ebpf"));
@@ -104,6 +108,8 @@ pub struct EbpfMeter {
     passed_over: Vec<(Hook, String)>,
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     gap_noted: bool,
+    /// Pins that this start made: they go when it fails.
+    made: Option<Pins>,
 }
 
 impl EbpfMeter {
@@ -122,10 +128,7 @@ impl EbpfMeter {
         let missing = host::missing_capabilities();
         if !missing.is_empty() {
             let capability = missing.join(", ");
-            return Err(MeterError::Denied {
-                doing: "count in the kernel",
-                capability,
-            });
+            return Err(MeterError::Denied { doing: "count in the kernel", capability });
         }
         let pins = Pins::new(&options.pins);
         let mut meter = match found_pins(options, &pins)? {
@@ -161,19 +164,14 @@ impl EbpfMeter {
         let slots = slots_for(groups.len());
         let folder = options.persist.then(|| pins.maps());
         let load = |hook| {
-            load::object(Parameters {
-                hook,
-                slots,
-                log: options.log,
-                pins: folder.as_deref(),
-            })
+            load::object(Parameters { hook, slots, log: options.log, pins: folder.as_deref() })
         };
         // tcx and tc share programs and globals; a cgroup wants atomic adds.
         let first = options.hook.unwrap_or(Hook::Tcx);
         let mut ebpf = load(first)?;
         let (hook, passed_over) = match options.hook {
             Some(hook) => (hook, Vec::new()),
-            None => best_hook(&mut ebpf, options.cgroup.as_deref())?,
+            None => trial::best_hook(&mut ebpf, options.cgroup.as_deref())?,
         };
         if (hook == Hook::Cgroup) != (first == Hook::Cgroup) {
             drop(ebpf);
@@ -194,6 +192,7 @@ impl EbpfMeter {
             passed_over,
             log: None,
             gap_noted: false,
+            made: options.persist.then(|| pins.clone()),
         };
         meter.enter_cgroup(options)?;
         Ok(meter)
@@ -219,31 +218,15 @@ impl EbpfMeter {
             let slots = found.meta().slots;
             drop(found);
             let folder = pins.maps();
-            let parameters = Parameters {
-                hook,
-                slots,
-                log: options.log,
-                pins: Some(folder.as_path()),
-            };
+            let parameters =
+                Parameters { hook, slots, log: options.log, pins: Some(folder.as_path()) };
             let mut ebpf = load::object(parameters)?;
             let maps = Maps::take(&mut ebpf, describe(hook, slots)?)?;
             attachments.adopt(&mut ebpf, &present)?;
             (ebpf, maps)
         } else {
-            let room = if fits {
-                groups.len()
-            } else {
-                groups.len() + found.used()
-            };
-            carry_over(
-                options,
-                pins,
-                &found,
-                &mut attachments,
-                &present,
-                hook,
-                room,
-            )?
+            let room = if fits { groups.len() } else { groups.len() + found.used() };
+            carry_over(options, pins, &found, &mut attachments, &present, hook, room)?
         };
         let mut meter = Self {
             attachments,
@@ -253,6 +236,7 @@ impl EbpfMeter {
             passed_over: Vec::new(),
             log: None,
             gap_noted: false,
+            made: None,
         };
         meter.maps.watch(groups)?;
         meter.enter_cgroup(options)?;
@@ -274,6 +258,16 @@ impl EbpfMeter {
             return Vec::new();
         }
         self.attachments.sync(&mut self.ebpf, &choice.devices)
+    }
+
+    /// Takes off what this start attached and pinned, because it cannot go on. What an earlier one
+    /// left to count goes on.
+    pub fn give_up(self) {
+        let made = self.made.clone();
+        drop(self);
+        if let Some(Err(error)) = made.map(|pins| pins.remove(false)) {
+            tracing::warn!(%error, "pins stay behind");
+        }
     }
 
     /// Watches these groups and no others. Groups that stay do not miss a packet.
@@ -315,8 +309,7 @@ impl EbpfMeter {
             self.maps.set_meta(|meta| meta.gap = 1)?;
             self.gap_noted = true;
         }
-        self.maps
-            .snapshot(self.hook.name(), coverage(self.maps.meta()))
+        self.maps.snapshot(self.hook.name(), coverage(self.maps.meta()))
     }
 
     /// Sums of all counters of all groups, as words, into a buffer that is used again: what
@@ -361,12 +354,7 @@ fn carry_over(
             slots_for(room).max(older.meta().slots)
         }
     };
-    let parameters = Parameters {
-        hook,
-        slots,
-        log: options.log,
-        pins: Some(&folder),
-    };
+    let parameters = Parameters { hook, slots, log: options.log, pins: Some(&folder) };
     let mut ebpf = load::object(parameters)?;
     let fresh = Meta {
         epoch: older.meta().epoch,
@@ -402,10 +390,7 @@ fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError
         return Ok(None);
     }
     let found = Maps::pinned(&pins.maps())?;
-    let other = |reason: String| MeterError::OtherPins {
-        path: pins.root().into(),
-        reason,
-    };
+    let other = |reason: String| MeterError::OtherPins { path: pins.root().into(), reason };
     let meta = found.meta();
     if meta.netns != lock::netns()? {
         return if options.persist {
@@ -415,109 +400,36 @@ fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError
         };
     }
     if !options.persist {
-        return Err(other(
-            "go on counting; run with --persist to take them over".into(),
-        ));
+        return Err(other("go on counting; run with --persist to take them over".into()));
     }
     match (Hook::from_number(meta.hook), options.hook) {
         (Some(found), Some(wanted)) if found != wanted => {
             let (found, wanted) = (found.name(), wanted.name());
-            Err(other(format!(
-                "count at {found}, and --meter {wanted} was asked for"
-            )))
+            Err(other(format!("count at {found}, and --meter {wanted} was asked for")))
         }
         _ => Ok(Some(found)),
     }
-}
-
-fn best_hook(
-    ebpf: &mut Ebpf,
-    cgroup: Option<&Path>,
-) -> Result<(Hook, Vec<(Hook, String)>), MeterError> {
-    let mut trials = Vec::new();
-    for hook in Hook::ALL {
-        let result = try_hook(ebpf, hook, cgroup);
-        let works = result.is_ok();
-        trials.push((hook, result));
-        if works {
-            break;
-        }
-    }
-    host::choose(&trials).map_err(|reasons| MeterError::Unsupported {
-        feature: "counting with eBPF",
-        reason: reasons
-            .iter()
-            .map(|(hook, reason)| format!("{}: {reason}", hook.name()))
-            .collect::<Vec<_>>()
-            .join("; "),
-    })
-}
-
-fn try_hook(ebpf: &mut Ebpf, hook: Hook, cgroup: Option<&Path>) -> Result<(), String> {
-    match hook {
-        Hook::Tcx | Hook::Tc => {
-            let program = load::classifier(ebpf, programs::ETHERNET_IN)
-                .map_err(|error| attach::chain(&error))?;
-            attach::try_hook(program, hook)
-        }
-        Hook::Cgroup => {
-            load::cgroup_skb(ebpf, programs::CGROUP_IN).map_err(|error| attach::chain(&error))?;
-            let path = cgroup_path(cgroup).map_err(|error| error.to_string())?;
-            Attachments::new(hook, None)
-                .put_on_cgroup(ebpf, &path)
-                .map_err(|error| attach::chain(&error))
-        }
-    }
-}
-
-/// Tries every hook, and loads every program: for `doctor`.
-///
-/// # Errors
-///
-/// When not even the maps can be made.
-pub fn try_all(cgroup: Option<&Path>) -> Result<Vec<Trial>, MeterError> {
-    let parameters = Parameters {
-        hook: Hook::Cgroup,
-        slots: 1,
-        log: false,
-        pins: None,
-    };
-    let mut ebpf = load::object(parameters)?;
-    load::all(&mut ebpf)?;
-    Ok(Hook::ALL
-        .into_iter()
-        .map(|hook| (hook, try_hook(&mut ebpf, hook, cgroup)))
-        .collect())
 }
 
 fn cgroup_path(wanted: Option<&Path>) -> Result<PathBuf, MeterError> {
     let root = host::cgroup2();
     match (wanted, root) {
         (Some(path), Some(root)) if path.starts_with(&root) && path.is_dir() => Ok(path.into()),
-        (Some(path), _) => Err(MeterError::NoCgroup {
-            path: path.display().to_string(),
-        }),
+        (Some(path), _) => Err(MeterError::NoCgroup { path: path.display().to_string() }),
         (None, Some(root)) => Ok(root),
-        (None, None) => Err(MeterError::NoCgroup {
-            path: "any mount of /proc/mounts".into(),
-        }),
+        (None, None) => Err(MeterError::NoCgroup { path: "any mount of /proc/mounts".into() }),
     }
 }
 
 fn slots_for(groups: usize) -> u32 {
     let groups = u32::try_from(groups).unwrap_or(MAX_SLOTS);
     // A quarter more than asked for, so that a few can come without moving to larger maps.
-    groups
-        .saturating_add(groups / 4)
-        .next_power_of_two()
-        .clamp(LEAST_SLOTS, MAX_SLOTS)
+    groups.saturating_add(groups / 4).next_power_of_two().clamp(LEAST_SLOTS, MAX_SLOTS)
 }
 
 fn describe(hook: Hook, slots: u32) -> Result<Meta, MeterError> {
     let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     Ok(Meta {
         magic: MAGIC,
         abi: ABI_VERSION,
@@ -539,70 +451,7 @@ fn describe(hook: Hook, slots: u32) -> Result<Meta, MeterError> {
 }
 
 fn coverage(meta: &Meta) -> Coverage {
-    if meta.gap == 0 {
-        Coverage::Complete
-    } else {
-        Coverage::Gap
-    }
-}
-
-/// Counters that go on under their pins, opened for reading, without any daemon.
-pub struct Pinned {
-    maps: Maps,
-    pins: Pins,
-    hook: Hook,
-}
-
-impl Pinned {
-    /// Opens what is pinned below `folder`; `None` when nothing is.
-    ///
-    /// # Errors
-    ///
-    /// [`MeterError::Foreign`] when it is not ours, [`MeterError::Denied`] without the rights.
-    pub fn open(folder: &Path) -> Result<Option<Self>, MeterError> {
-        let pins = Pins::new(folder);
-        if !pins.exist() {
-            return Ok(None);
-        }
-        let maps = Maps::pinned(&pins.maps()).map_err(|error| match load::denied(&error) {
-            true => MeterError::Denied {
-                doing: "open the pinned maps",
-                capability: "CAP_BPF".into(),
-            },
-            false => error,
-        })?;
-        let number = maps.meta().hook;
-        let hook = Hook::from_number(number).ok_or_else(|| MeterError::Foreign {
-            path: folder.into(),
-            reason: format!("its hook {number} is not known to this version"),
-        })?;
-        Ok(Some(Self { maps, pins, hook }))
-    }
-
-    /// Reads all counters. Resets nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`MeterError::Map`].
-    pub fn read(&self) -> Result<Snapshot, MeterError> {
-        self.maps
-            .snapshot(self.hook.name(), coverage(self.maps.meta()))
-    }
-
-    /// Devices that are counted, as far as they are in this network namespace.
-    ///
-    /// # Errors
-    ///
-    /// [`MeterError::Netlink`].
-    pub fn devices(&self) -> Result<Vec<Device>, MeterError> {
-        let present = Facts::gather()?.devices;
-        attach::counted(self.hook, &self.pins.links(), present)
-    }
-
-    /// The hook in use.
-    pub fn hook(&self) -> Hook {
-        self.hook
-    }
+    if meta.gap == 0 { Coverage::Complete } else { Coverage::Gap }
 }
 
 /// Takes off all of ours in this network namespace: pins, links, filters, and qdiscs that we made.
@@ -620,7 +469,5 @@ pub fn clean(folder: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
 
 /// Whether `path`, or the nearest folder above it that exists, is on bpffs.
 pub fn is_on_bpffs(path: &Path) -> bool {
-    path.ancestors()
-        .find(|path| path.is_dir())
-        .is_some_and(pins::is_bpffs)
+    path.ancestors().find(|path| path.is_dir()).is_some_and(pins::is_bpffs)
 }

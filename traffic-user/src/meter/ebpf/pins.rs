@@ -69,36 +69,19 @@ impl Pins {
     }
 
     fn on_bpffs(&self) -> Result<(), MeterError> {
-        let existing = self
-            .root
-            .ancestors()
-            .find(|path| path.is_dir())
-            .unwrap_or(Path::new("/"));
+        let existing = self.root.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
         if is_bpffs(existing) {
             return Ok(());
         }
-        let mount_at = if self.root.starts_with(BPFFS) {
-            Path::new(BPFFS)
-        } else {
-            existing
-        };
-        let failed = |cause| MeterError::NoBpffs {
-            path: self.root.clone(),
-            mount: mount_at.into(),
-            cause,
-        };
+        let mount_at = if self.root.starts_with(BPFFS) { Path::new(BPFFS) } else { existing };
+        let failed =
+            |cause| MeterError::NoBpffs { path: self.root.clone(), mount: mount_at.into(), cause };
         if mount_at != Path::new(BPFFS) {
             // Mounting over a folder of somebody else would hide what is in it.
             return Err(failed(io::Error::other("not a BPF file system")));
         }
-        mount(
-            Some("bpf"),
-            mount_at,
-            Some("bpf"),
-            MsFlags::empty(),
-            Some("mode=0700"),
-        )
-        .map_err(|error| failed(error.into()))
+        mount(Some("bpf"), mount_at, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .map_err(|error| failed(error.into()))
     }
 
     /// Takes the whole folder away. Gives a line for each pin; with `dry_run` only says them.
@@ -107,9 +90,7 @@ impl Pins {
         // Links first: what they hold stops counting before its maps go.
         for folder in [self.links(), self.maps(), self.next()] {
             let mut names: Vec<PathBuf> = match fs::read_dir(&folder) {
-                Ok(entries) => entries
-                    .filter_map(|entry| Some(entry.ok()?.path()))
-                    .collect(),
+                Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
                 Err(_) => continue,
             };
             names.sort();
@@ -172,16 +153,8 @@ impl Pins {
 
 /// Makes a folder that only root may enter.
 pub(super) fn make_folder(path: &Path) -> Result<(), MeterError> {
-    let failed = |cause| MeterError::File {
-        doing: "create",
-        path: path.into(),
-        cause,
-    };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(failed)?;
+    let failed = |cause| MeterError::File { doing: "create", path: path.into(), cause };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
 }
 

@@ -40,10 +40,7 @@ pub(super) struct Slots {
 impl Slots {
     /// As found in the maps, or empty.
     pub(super) fn new(used: Vec<Slot>, capacity: u32) -> Self {
-        Self {
-            used,
-            capacity: capacity as usize,
-        }
+        Self { used, capacity: capacity as usize }
     }
 
     pub(super) fn used(&self) -> &[Slot] {
@@ -66,19 +63,13 @@ impl Slots {
             match at.get(&(group.ranges().to_vec(), group.transport())) {
                 Some(&n) => {
                     keep[n] = true;
-                    let slot = Slot {
-                        group: Arc::new(group.clone()),
-                        watched: true,
-                    };
+                    let slot = Slot { group: Arc::new(group.clone()), watched: true };
                     if self.used[n] != slot {
                         self.used[n] = slot;
                         change.touched.push(n);
                     }
                 }
-                None => fresh.push(Slot {
-                    group: Arc::new(group.clone()),
-                    watched: true,
-                }),
+                None => fresh.push(Slot { group: Arc::new(group.clone()), watched: true }),
             }
         }
         for (n, slot) in self.used.iter_mut().enumerate() {
@@ -87,10 +78,7 @@ impl Slots {
                 change.touched.push(n);
             }
         }
-        let mut retired = (0..keep.len())
-            .filter(|n| !keep[*n])
-            .collect::<Vec<_>>()
-            .into_iter();
+        let mut retired = (0..keep.len()).filter(|n| !keep[*n]).collect::<Vec<_>>().into_iter();
         for slot in fresh {
             if self.used.len() < self.capacity {
                 change.touched.push(self.used.len());
@@ -111,12 +99,7 @@ impl Slots {
     /// The table that leads each watched port to its slot, plus one.
     pub(super) fn port_table(&self) -> Box<[u16]> {
         let mut table = vec![0u16; PORT_SLOTS].into_boxed_slice();
-        for (slot, value) in self
-            .used
-            .iter()
-            .zip(1u16..)
-            .filter(|(slot, _)| slot.watched)
-        {
+        for (slot, value) in self.used.iter().zip(1u16..).filter(|(slot, _)| slot.watched) {
             let transport = slot.group.transport();
             for port in slot.group.ports() {
                 if transport.tcp() {
@@ -141,15 +124,9 @@ mod tests {
 
     #[track_caller]
     fn check(slots: &Slots, want: &[(&str, bool)]) {
-        let found: Vec<_> = slots
-            .used()
-            .iter()
-            .map(|slot| (slot.group.to_string(), slot.watched))
-            .collect();
-        let want: Vec<_> = want
-            .iter()
-            .map(|(text, on)| ((*text).to_owned(), *on))
-            .collect();
+        let found: Vec<_> =
+            slots.used().iter().map(|slot| (slot.group.to_string(), slot.watched)).collect();
+        let want: Vec<_> = want.iter().map(|(text, on)| ((*text).to_owned(), *on)).collect();
         assert_eq!(found, want);
     }
 
@@ -159,22 +136,10 @@ mod tests {
         slots.watch(&groups("80,443")).unwrap();
         let change = slots.watch(&groups("443,8443")).unwrap();
         check(&slots, &[("80", false), ("443", true), ("8443", true)]);
-        assert_eq!(
-            change,
-            Change {
-                touched: vec![0, 2],
-                reused: vec![]
-            }
-        );
+        assert_eq!(change, Change { touched: vec![0, 2], reused: vec![] });
         let change = slots.watch(&groups("80=web,443,8443")).unwrap();
         check(&slots, &[("80=web", true), ("443", true), ("8443", true)]);
-        assert_eq!(
-            change,
-            Change {
-                touched: vec![0],
-                reused: vec![]
-            }
-        );
+        assert_eq!(change, Change { touched: vec![0], reused: vec![] });
     }
 
     #[test]
@@ -185,34 +150,20 @@ mod tests {
         check(&slots, &[("1", false), ("2", true), ("3", true)]);
         let change = slots.watch(&groups("2,3,4")).unwrap();
         check(&slots, &[("4", true), ("2", true), ("3", true)]);
-        assert_eq!(
-            change,
-            Change {
-                touched: vec![0],
-                reused: vec![0]
-            }
-        );
+        assert_eq!(change, Change { touched: vec![0], reused: vec![0] });
         assert_eq!(slots.clone().watch(&groups("2,3,4,5")), Err(Full));
     }
 
     #[test]
     fn the_table_leads_both_transports_to_the_slot() {
         let mut slots = Slots::new(Vec::new(), 8);
-        slots
-            .watch(&groups("443,53/udp,80/tcp,20000-50000/udp"))
-            .unwrap();
+        slots.watch(&groups("443,53/udp,80/tcp,20000-50000/udp")).unwrap();
         let table = slots.port_table();
         let at = |udp, port| table[port_index(udp, port)];
         assert_eq!([at(false, 443), at(true, 443)], [1, 1]);
         assert_eq!([at(false, 53), at(true, 53)], [0, 2]);
         assert_eq!([at(false, 80), at(true, 80)], [3, 0]);
-        assert_eq!(
-            [at(true, 19_999), at(true, 20_000), at(true, 50_000)],
-            [0, 4, 4]
-        );
-        assert_eq!(
-            table.iter().filter(|slot| **slot != 0).count(),
-            2 + 1 + 1 + 30_001
-        );
+        assert_eq!([at(true, 19_999), at(true, 20_000), at(true, 50_000)], [0, 4, 4]);
+        assert_eq!(table.iter().filter(|slot| **slot != 0).count(), 2 + 1 + 1 + 30_001);
     }
 }

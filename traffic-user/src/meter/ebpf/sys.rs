@@ -35,11 +35,7 @@ struct LinkUpdateAttr {
 /// Opens what is pinned at `path`.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjectAttr {
-        path: path.as_ptr() as u64,
-        fd: 0,
-        flags: 0,
-    };
+    let attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     let fd = bpf(BPF_OBJ_GET, &attr)?;
     // SAFETY: the kernel made this descriptor for this call; nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -72,8 +68,5 @@ fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<i32> {
     // SAFETY: `attr` is the part of `bpf_attr` that the command reads, with its size; the paths
     // that it points to outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
-    i32::try_from(result)
-        .ok()
-        .filter(|fd| *fd >= 0)
-        .ok_or_else(io::Error::last_os_error)
+    i32::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)
 }

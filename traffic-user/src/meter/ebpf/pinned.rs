@@ -1,0 +1,69 @@
+//! Counters that go on under their pins, read without any daemon.
+
+use std::path::Path;
+
+use super::{Hook, attach, coverage, load, maps::Maps, pins::Pins};
+use crate::{
+    accounting::reading::Snapshot,
+    meter::{
+        devices::{Device, Facts},
+        error::MeterError,
+    },
+};
+
+/// Counters that go on under their pins, opened for reading, without any daemon.
+pub struct Pinned {
+    maps: Maps,
+    pins: Pins,
+    hook: Hook,
+}
+
+impl Pinned {
+    /// Opens what is pinned below `folder`; `None` when nothing is.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Foreign`] when it is not ours, [`MeterError::Denied`] without the rights.
+    pub fn open(folder: &Path) -> Result<Option<Self>, MeterError> {
+        let pins = Pins::new(folder);
+        if !pins.exist() {
+            return Ok(None);
+        }
+        let maps = Maps::pinned(&pins.maps()).map_err(|error| match load::denied(&error) {
+            true => {
+                MeterError::Denied { doing: "open the pinned maps", capability: "CAP_BPF".into() }
+            }
+            false => error,
+        })?;
+        let number = maps.meta().hook;
+        let hook = Hook::from_number(number).ok_or_else(|| MeterError::Foreign {
+            path: folder.into(),
+            reason: format!("its hook {number} is not known to this version"),
+        })?;
+        Ok(Some(Self { maps, pins, hook }))
+    }
+
+    /// Reads all counters. Resets nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Map`].
+    pub fn read(&self) -> Result<Snapshot, MeterError> {
+        self.maps.snapshot(self.hook.name(), coverage(self.maps.meta()))
+    }
+
+    /// Devices that are counted, as far as they are in this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`].
+    pub fn devices(&self) -> Result<Vec<Device>, MeterError> {
+        let present = Facts::gather()?.devices;
+        attach::counted(self.hook, &self.pins.links(), present)
+    }
+
+    /// The hook in use.
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+}

@@ -1,0 +1,111 @@
+//! Which hooks work here: found out by using them, not from a version number.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        tc::{self, NlOptions, TcAttachOptions},
+    },
+};
+use traffic_ebpf::abi::programs;
+
+use super::{
+    Hook,
+    attach::{self, Attachments},
+    cgroup_path,
+    load::{self, Parameters},
+};
+use crate::meter::{
+    error::MeterError,
+    host::{self, Trial},
+};
+
+/// The best hook that works, and why better ones do not.
+pub(super) fn best_hook(
+    ebpf: &mut Ebpf,
+    cgroup: Option<&Path>,
+) -> Result<(Hook, Vec<(Hook, String)>), MeterError> {
+    let mut trials = Vec::new();
+    for hook in Hook::ALL {
+        let result = try_hook(ebpf, hook, cgroup);
+        let works = result.is_ok();
+        trials.push((hook, result));
+        if works {
+            break;
+        }
+    }
+    host::choose(&trials).map_err(|reasons| MeterError::Unsupported {
+        feature: "counting with eBPF",
+        reason: reasons
+            .iter()
+            .map(|(hook, reason)| format!("{}: {reason}", hook.name()))
+            .collect::<Vec<_>>()
+            .join("; "),
+    })
+}
+
+fn try_hook(ebpf: &mut Ebpf, hook: Hook, cgroup: Option<&Path>) -> Result<(), String> {
+    match hook {
+        Hook::Tcx | Hook::Tc => {
+            let program = load::classifier(ebpf, programs::ETHERNET_IN)
+                .map_err(|error| attach::chain(&error))?;
+            try_on_loopback(program, hook)
+        }
+        Hook::Cgroup => {
+            load::cgroup_skb(ebpf, programs::CGROUP_IN).map_err(|error| attach::chain(&error))?;
+            let path = cgroup_path(cgroup).map_err(|error| error.to_string())?;
+            Attachments::new(hook, None)
+                .put_on_cgroup(ebpf, &path)
+                .map_err(|error| attach::chain(&error))
+        }
+    }
+}
+
+/// Tries every hook, and loads every program: for `doctor`.
+///
+/// # Errors
+///
+/// When not even the maps can be made.
+pub fn try_all(cgroup: Option<&Path>) -> Result<Vec<Trial>, MeterError> {
+    let parameters = Parameters { hook: Hook::Cgroup, slots: 1, log: false, pins: None };
+    let mut ebpf = load::object(parameters)?;
+    load::all(&mut ebpf)?;
+    Ok(Hook::ALL.into_iter().map(|hook| (hook, try_hook(&mut ebpf, hook, cgroup))).collect())
+}
+
+/// Tries a hook without touching any device that carries traffic: on the loopback of a network
+/// namespace that exists only for this.
+fn try_on_loopback(program: &mut SchedClassifier, hook: Hook) -> Result<(), String> {
+    std::thread::scope(|scope| {
+        let tried = scope.spawn(|| {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                return ask_for_hook(hook);
+            }
+            let options = match hook {
+                Hook::Tc => {
+                    tc::qdisc_add_clsact("lo").map_err(|error| attach::chain(&error))?;
+                    TcAttachOptions::Netlink(NlOptions::default())
+                }
+                Hook::Tcx | Hook::Cgroup => TcAttachOptions::TcxOrder(LinkOrder::default()),
+            };
+            program
+                .attach_with_options("lo", TcAttachType::Ingress, options)
+                .and_then(|id| program.detach(id))
+                .map_err(|error| attach::chain(&error))
+        });
+        tried.join().unwrap_or_else(|_| Err("the trial panicked".to_owned()))
+    })
+}
+
+/// Without the right to make a network namespace (CAP_SYS_ADMIN) a hook cannot be tried; the kernel
+/// can still be asked whether it knows tcx, and clsact is older than any kernel that loads us.
+fn ask_for_hook(hook: Hook) -> Result<(), String> {
+    match hook {
+        Hook::Tcx => SchedClassifier::query_tcx("lo", TcAttachType::Ingress)
+            .map(drop)
+            .map_err(|error| attach::chain(&error)),
+        Hook::Tc | Hook::Cgroup => Ok(()),
+    }
+}
