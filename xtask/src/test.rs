@@ -84,7 +84,11 @@ pub(crate) fn test(sh: &Shell, install: bool, args: &[String]) -> Result<()> {
     });
     checks.check("tidy", tidy::tidy);
     checks.check("unit and documentation tests", || {
-        Ok(cmd!(sh, "cargo test --workspace --exclude traffic-tests").run()?)
+        Ok(cmd!(
+            sh,
+            "cargo test --no-fail-fast --workspace --exclude traffic-tests"
+        )
+        .run()?)
     });
     checks.check("tests that need root", || {
         let _kernels = kernels
@@ -95,7 +99,7 @@ pub(crate) fn test(sh: &Shell, install: bool, args: &[String]) -> Result<()> {
         let _binary = sh.push_env(BINARY, &built.binary);
         Ok(cmd!(
             sh,
-            "cargo test --release --package traffic-tests -- {args...}"
+            "cargo test --no-fail-fast --release --package traffic-tests -- {args...}"
         )
         .run()?)
     });
