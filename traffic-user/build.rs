@@ -9,10 +9,17 @@
 //! * neither: an empty stub, so that `cargo check` and the unit tests need no eBPF tool chain. The
 //!   binary says so when it is asked to attach.
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use aya_build::{Package, Toolchain};
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
 
 const OBJECT: &str = "traffic-ebpf";
 
@@ -46,8 +53,33 @@ fn main() -> Result<()> {
             no_default_features: true,
             features: &["programs"],
         };
-        return aya_build::build_ebpf([programs], Toolchain::Custom(&toolchain))
-            .context("compile the eBPF programs");
+        aya_build::build_ebpf([programs], Toolchain::Custom(&toolchain))
+            .context("compile the eBPF programs")?;
+        return drop_dwarf(&embedded).context("take the debug information out of the eBPF object");
     }
     fs::write(&embedded, []).context("write the stub of the eBPF object")
+}
+
+/// Takes out DWARF, which is four fifths of the object and which nobody reads: the kernel and its
+/// verifier speak BTF. The loader would go through every relocation of it.
+fn drop_dwarf(path: &Path) -> Result<()> {
+    let data = fs::read(path)?;
+    let mut object = Builder::read(&*data)?;
+    for section in object.sections.iter_mut() {
+        let name = section.name.to_string();
+        section.delete = name.starts_with(".debug") || name.starts_with(".rel.debug");
+    }
+    // The linker keeps one table for the names of sections and symbols; the writer wants two.
+    let has_names = |data: &SectionData<'_>| matches!(data, SectionData::SectionString);
+    if !object.sections.iter().any(|section| has_names(&section.data)) {
+        let names = object.sections.add();
+        names.name = b".shstrtab".as_slice().into();
+        names.sh_type = SHT_STRTAB;
+        names.sh_addralign = 1;
+        names.data = SectionData::SectionString;
+    }
+    object.delete_orphans();
+    let mut stripped = Vec::new();
+    object.write(&mut stripped)?;
+    Ok(fs::write(path, stripped)?)
 }

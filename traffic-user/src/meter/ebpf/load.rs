@@ -53,9 +53,6 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
     let level: u8 = if log { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader
-        // The programs read nothing of the kernel's own structures, so its types are not needed:
-        // reading them takes longer than all the rest and twice the memory.
-        .btf(None)
         .map_max_entries(maps::COUNTERS, entries)
         .map_max_entries(maps::GROUPS, slots)
         .override_global(globals::SLOTS, &slots, true)
