@@ -1,7 +1,16 @@
 //! Fixtures: what the tests stand on, as values that clean up after themselves.
 
 pub mod bpf;
+pub mod capture;
 pub mod corpus;
+pub mod craft;
+pub mod daemon;
+pub mod device;
+pub mod document;
+pub mod leaks;
+pub mod load;
 pub mod loaded;
 pub mod need;
+pub mod netns;
 pub mod random;
+pub mod wait;

@@ -1,3 +1,4 @@
 //! The tests.
 
 mod bytecode;
+mod tc;
