@@ -7,6 +7,7 @@ pub mod accounting;
 pub mod cli;
 pub mod config;
 mod daemon;
+mod fault;
 pub mod meter;
 mod state;
 pub mod view;

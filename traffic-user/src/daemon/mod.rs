@@ -21,6 +21,7 @@ use crate::{
         reading::Snapshot,
         report::{DeviceReport, Dump},
     },
+    fault,
     meter::{
         devices::{Choice, Events, Facts, Wanted, choose},
         ebpf::{EbpfMeter, Hook},
@@ -139,18 +140,11 @@ pub(crate) async fn run(settings: Settings, mut meter: EbpfMeter) -> Result<()> 
         if settings.count == Some(written) {
             return Ok(());
         }
-        #[cfg(debug_assertions)]
-        fault();
+        fault::panic_at("tick");
     }
     // What passed since the last tick counts too.
     screen.write(&mut meter, last.as_ref())?;
     Ok(())
-}
-
-/// Lets a test see that a panic leaves nothing behind. Not in release builds.
-#[cfg(debug_assertions)]
-fn fault() {
-    assert!(std::env::var_os("TRAFFIC_FAULT").is_none(), "asked to fail by TRAFFIC_FAULT");
 }
 
 /// Counts on the chosen devices. At the start a device that cannot be counted is an error if it

@@ -35,6 +35,7 @@ use crate::accounting::{
     ident::{Group, Groups},
     reading::{Coverage, Snapshot},
 };
+use crate::fault;
 
 pub use pinned::Pinned;
 pub use pins::DEFAULT_PINS;
@@ -368,7 +369,9 @@ fn carry_over(
     attachments.adopt(&mut ebpf, present)?;
     // From here on nothing adds to the older maps.
     sys::wait_for_running_programs();
+    fault::die_at("before carrying over");
     maps.carry_over(older)?;
+    fault::die_at("after carrying over");
     pins.promote_next()?;
     tracing::info!(
         from_abi = older.meta().abi,
@@ -470,4 +473,33 @@ pub fn clean(folder: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
 /// Whether `path`, or the nearest folder above it that exists, is on bpffs.
 pub fn is_on_bpffs(path: &Path) -> bool {
     path.ancestors().find(|path| path.is_dir()).is_some_and(pins::is_bpffs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_without_programs_says_so_before_it_touches_anything() {
+        if !OBJECT.is_empty() {
+            eprintln!("skipped: this build has the programs inside");
+            return;
+        }
+        let options = Options {
+            hook: None,
+            cgroup: None,
+            persist: false,
+            pins: DEFAULT_PINS.into(),
+            log: false,
+        };
+        let error = EbpfMeter::start(&options, &Groups::default()).err();
+        assert!(matches!(error, Some(MeterError::Stub)), "{error:?}");
+        assert!(error.and_then(|error| error.remedy()).is_some_and(|text| text.contains("xtask")));
+    }
+
+    #[test]
+    fn there_is_room_for_a_quarter_more_and_never_more_than_a_slot_can_say() {
+        assert_eq!([slots_for(0), slots_for(819), slots_for(820)], [1024, 1024, 2048]);
+        assert_eq!([slots_for(60_000), slots_for(usize::MAX)], [MAX_SLOTS, MAX_SLOTS]);
+    }
 }

@@ -1,0 +1,333 @@
+//! What stays and what goes: signals, kills, panics, pins, the next start, and a second daemon. A
+//! sender goes on all the time, and in the end every packet of it is counted once.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+};
+
+use aya::maps::{Array, Map, MapData};
+use nix::sys::signal::Signal;
+use traffic_tests::{
+    daemon::{Daemon, Ended, Site},
+    device::{connect, pair},
+    document::{Document, Traffic},
+    leaks, load, need,
+    netns::NetNs,
+    wait,
+};
+
+/// Layer-3 bytes of each datagram that the sender sends.
+const DATAGRAM: u64 = 20 + 8 + PAYLOAD as u64;
+const PAYLOAD: usize = 100;
+const PORT: u16 = 5000;
+
+/// Two namespaces with a device between them, and a sender from one to the other that never pauses.
+struct Load {
+    host: NetNs,
+    _other: NetNs,
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    sender: Option<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Begins to send when [`begin`](Self::begin) is called.
+    fn new() -> Self {
+        let (host, other) = (NetNs::new(), NetNs::new());
+        let (here, there) = pair((&host, "eth0"), (&other, "eth0"), 1);
+        connect(&here, &there);
+        let server = load::udp(&here, false, PORT);
+        let client = load::udp(&there, false, 40_000);
+        let stop = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let (end, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let sender = thread::spawn(move || {
+            thread::park();
+            while !end.load(Relaxed) {
+                load::datagram(&client, &server, PAYLOAD);
+                count.fetch_add(1, Relaxed);
+            }
+        });
+        Self { host, _other: other, stop, sent, sender: Some(sender) }
+    }
+
+    fn begin(&self) {
+        if let Some(sender) = &self.sender {
+            sender.thread().unpark();
+        }
+    }
+
+    /// Waits until some more datagrams have passed.
+    fn goes_on(&self) {
+        let enough = self.sent.load(Relaxed) + 200;
+        wait::until("the sender", || (self.sent.load(Relaxed) >= enough).then_some(()));
+    }
+
+    /// Stops the sender: what it sent, all of which has arrived.
+    fn end(&mut self) -> Traffic {
+        self.stop.store(true, Relaxed);
+        self.begin();
+        if let Some(sender) = self.sender.take() {
+            sender.join().expect("the sender");
+        }
+        let packets = self.sent.load(Relaxed);
+        Traffic::input(packets * DATAGRAM, packets)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        self.begin();
+    }
+}
+
+/// A daemon that counts the sender's port.
+fn start(site: &Site, load: &Load, meter: &str, more: &[&str]) -> Daemon {
+    let mut args = vec!["--iface", "eth0", "--ports", "5000/udp", "--meter", meter];
+    args.extend(more);
+    let mut daemon = site.start(&load.host, &args);
+    daemon.counts_on(&["eth0"]);
+    daemon
+}
+
+fn dump(site: &Site, load: &Load) -> Document {
+    Document(site.run(&load.host, &["dump", "--json"]).json())
+}
+
+#[test]
+fn every_signal_that_ends_it_leaves_nothing_and_gives_a_last_document() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    for meter in ["tcx", "tc"] {
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            let (site, mut load) = (Site::new(), Load::new());
+            let daemon = start(&site, &load, meter, &[]);
+            load.begin();
+            load.goes_on();
+            let last = daemon.stop_by(signal);
+            assert_eq!(last.text("meter"), meter);
+            leaks::nothing(&load.host, &site.pins);
+            let sent = load.end();
+            let counted = last.group("5000");
+            assert!(counted.input_packets <= sent.input_packets, "{counted:?} of {sent:?}");
+            assert_eq!(counted.input_bytes, counted.input_packets * DATAGRAM);
+        }
+    }
+}
+
+#[test]
+fn the_last_document_has_every_packet_until_the_signal() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    for meter in ["tcx", "tc"] {
+        let (site, mut load) = (Site::new(), Load::new());
+        // A tick that never comes: only the document after the signal can know.
+        let daemon = start(&site, &load, meter, &["--interval", "1h"]);
+        load.begin();
+        load.goes_on();
+        let sent = load.end();
+        assert_eq!(daemon.stop().group("5000"), sent, "{meter}");
+    }
+}
+
+#[test]
+fn a_panic_leaves_nothing() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    for meter in ["tcx", "tc"] {
+        let (site, load) = (Site::new(), Load::new());
+        let args = ["run", "--output", "json", "--iface", "eth0", "--ports", "1", "--meter", meter];
+        let mut command = site.traffic(&load.host, &args);
+        command.env("TRAFFIC_FAULT", "tick");
+        let Ended { code, stderr, .. } = Daemon::spawn(command).end();
+        assert_eq!(code, Some(101), "{stderr}");
+        assert!(stderr.contains("asked to fail"), "{stderr}");
+        leaks::nothing(&load.host, &site.pins);
+    }
+}
+
+#[test]
+fn a_kill_leaves_nothing_of_tcx() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (site, load) = (Site::new(), Load::new());
+    start(&site, &load, "tcx", &[]).kill();
+    // The kernel closes what a killed process held a moment after it is gone.
+    wait::until("the links to end", || leaks::attached(&load.host).is_empty().then_some(()));
+    leaks::nothing(&load.host, &site.pins);
+}
+
+#[test]
+fn a_kill_leaves_filters_of_clsact_and_clean_or_the_next_start_removes_them() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let left = ["eth0 clsact", "eth0 in filter traffic_eth_in", "eth0 out filter traffic_eth_out"];
+    let (site, mut load) = (Site::new(), Load::new());
+    start(&site, &load, "tc", &[]).kill();
+    assert_eq!(leaks::attached(&load.host), left);
+
+    let said = site.run(&load.host, &["clean", "--dry-run", "--json"]).json();
+    assert_eq!(said["removed"].as_array().map(Vec::len), Some(3), "{said}");
+    assert_eq!(leaks::attached(&load.host), left, "a dry run removed something");
+    assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+    leaks::nothing(&load.host, &site.pins);
+    assert_eq!(site.run(&load.host, &["clean"]).stdout, "nothing of ours is here\n");
+
+    start(&site, &load, "tc", &[]).kill();
+    let daemon = start(&site, &load, "tc", &["--interval", "1h"]);
+    load.begin();
+    load.goes_on();
+    let sent = load.end();
+    // Two filters of ours on one side would count twice.
+    assert_eq!(daemon.stop().group("5000"), sent);
+    leaks::nothing(&load.host, &site.pins);
+}
+
+#[test]
+fn persisted_counters_miss_nothing_through_stop_kill_and_new_starts() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    for meter in ["tcx", "tc"] {
+        let (site, mut load) = (Site::new(), Load::new());
+        let daemon = start(&site, &load, meter, &["--persist"]);
+        load.begin();
+        load.goes_on();
+        let epoch = daemon.stop().text("epoch").to_owned();
+        load.goes_on();
+        // Ports come and go meanwhile; the sender's stays.
+        let ports = ["--persist", "--ports", "80,443=web,5000/udp"];
+        let args = [&["--iface", "eth0", "--meter", meter], &ports[..]].concat();
+        let mut daemon = site.start(&load.host, &args);
+        daemon.counts_on(&["eth0"]);
+        load.goes_on();
+        daemon.kill();
+        load.goes_on();
+        let between = dump(&site, &load);
+        assert_eq!((between.text("epoch"), between.text("meter")), (epoch.as_str(), meter));
+        let daemon = start(&site, &load, meter, &["--persist"]);
+        load.goes_on();
+        let sent = load.end();
+        let last = daemon.stop();
+        assert_eq!(last.text("epoch"), epoch, "{meter}");
+        assert_eq!(last.text("coverage"), "complete", "{meter}");
+        assert_eq!(last.group("5000"), sent, "{meter}");
+        assert_eq!(last.groups(), ["443", "5000", "80"], "{meter}");
+        assert_eq!(dump(&site, &load).group("5000"), sent, "{meter}");
+
+        assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+        leaks::nothing(&load.host, &site.pins);
+    }
+}
+
+#[test]
+fn another_abi_and_more_groups_than_slots_are_carried_over_with_every_packet() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    for meter in ["tcx", "tc"] {
+        let (site, mut load) = (Site::new(), Load::new());
+        let daemon = start(&site, &load, meter, &["--persist"]);
+        load.begin();
+        load.goes_on();
+        let epoch = daemon.stop().text("epoch").to_owned();
+        pretend_another_abi(&site);
+        load.goes_on();
+        let daemon = start(&site, &load, meter, &["--persist"]);
+        load.goes_on();
+        daemon.kill();
+
+        // More than there are slots: the set moves to larger maps.
+        let many: Vec<String> = (10_000..11_500).map(|port| format!("{port}/tcp")).collect();
+        let ports = format!("5000/udp,{}", many.join(","));
+        let args = ["--iface", "eth0", "--meter", meter, "--persist", "--ports", &ports];
+        let mut daemon = site.start(&load.host, &args);
+        daemon.counts_on(&["eth0"]);
+        load.goes_on();
+        daemon.stop();
+        load.goes_on();
+        let daemon = start(&site, &load, meter, &["--persist"]);
+        let sent = load.end();
+        let last = daemon.stop();
+        assert_eq!(last.text("epoch"), epoch, "{meter}");
+        assert_eq!(last.group("5000"), sent, "{meter}");
+        assert_eq!(last.groups().len(), 1501, "{meter}");
+        assert_eq!(dump(&site, &load).group("5000"), sent, "{meter}");
+        assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+        leaks::nothing(&load.host, &site.pins);
+    }
+}
+
+#[test]
+fn a_change_over_that_is_cut_short_is_finished_by_the_next_start() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    for point in ["before carrying over", "after carrying over"] {
+        let (site, mut load) = (Site::new(), Load::new());
+        let daemon = start(&site, &load, "tcx", &["--persist"]);
+        load.begin();
+        load.goes_on();
+        let epoch = daemon.stop().text("epoch").to_owned();
+        pretend_another_abi(&site);
+        let args = ["run", "--persist", "--iface", "eth0", "--ports", "5000/udp"];
+        let mut command = site.traffic(&load.host, &args);
+        command.env("TRAFFIC_FAULT", point);
+        let ended = Daemon::spawn(command).end();
+        assert_eq!(ended.code, None, "it was to die {point}: {}", ended.stderr);
+        load.goes_on();
+        let daemon = start(&site, &load, "tcx", &["--persist"]);
+        load.goes_on();
+        let sent = load.end();
+        let last = daemon.stop();
+        assert_eq!((last.text("epoch"), last.group("5000")), (epoch.as_str(), sent), "{point}");
+        assert!(!site.pins.join("next").exists(), "{point}");
+        assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+        leaks::nothing(&load.host, &site.pins);
+    }
+}
+
+#[test]
+fn a_second_daemon_says_so_and_the_first_counts_on() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (site, mut load) = (Site::new(), Load::new());
+    let daemon = start(&site, &load, "tcx", &["--interval", "1h"]);
+    load.begin();
+    load.goes_on();
+    let other = Site::new();
+    for args in [&["run", "--iface", "eth0"][..], &["run", "--persist"], &["clean"]] {
+        let second = other.run(&load.host, args);
+        assert_eq!(second.code, Some(2), "{args:?}: {}", second.stdout);
+        let pid = format!("pid {}", daemon.pid());
+        assert!(second.stderr.contains(&pid), "{args:?}: {}", second.stderr);
+        assert!(second.stderr.contains("remedy: stop that one first"), "{}", second.stderr);
+    }
+    let sent = load.end();
+    assert_eq!(daemon.stop().group("5000"), sent);
+    leaks::nothing(&load.host, &site.pins);
+}
+
+#[test]
+fn a_run_that_does_not_persist_does_not_count_beside_pins() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (site, mut load) = (Site::new(), Load::new());
+    start(&site, &load, "tcx", &["--persist"]).stop();
+    load.begin();
+    let args = ["run", "--iface", "eth0", "--ports", "5000/udp"];
+    let refused = site.run(&load.host, &args);
+    assert_eq!(refused.code, Some(2), "{}", refused.stdout);
+    assert!(refused.stderr.contains("run with --persist to take them over"), "{}", refused.stderr);
+    let other_meter = ["run", "--iface", "eth0", "--persist", "--meter", "tc"];
+    let refused = site.run(&load.host, &other_meter);
+    assert_eq!(refused.code, Some(2), "{}", refused.stdout);
+    assert!(refused.stderr.contains("count at tcx"), "{}", refused.stderr);
+    load.goes_on();
+    let sent = load.end();
+    assert_eq!(dump(&site, &load).group("5000"), sent);
+    assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+    leaks::nothing(&load.host, &site.pins);
+}
+
+/// Makes the pinned maps say that a version with another ABI made them.
+fn pretend_another_abi(site: &Site) {
+    let meta = MapData::from_pin(site.pins.join("maps/META")).expect("open META");
+    let mut meta: Array<_, [u8; 80]> =
+        Map::from_map_data(meta).and_then(Array::try_from).expect("META is an array");
+    let mut value = meta.get(&0, 0).expect("read META");
+    value[4..8].copy_from_slice(&99u32.to_ne_bytes());
+    meta.set(0, value, 0).expect("write META");
+}
