@@ -100,6 +100,10 @@ impl Attachments {
                     if let Some(on) = self.devices.remove(&device.index) {
                         forget_filters(on);
                     }
+                    // A side that still stands would be counted by two filters.
+                    if let Err(error) = take_off_ours(device) {
+                        errors.push(error);
+                    }
                 } else {
                     continue;
                 }
@@ -324,15 +328,7 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
             let name = filter.program.as_deref().unwrap_or_default();
             said.push(format!("filter {name} on {} ({})", device.name, filter.side.name()));
             if !dry_run {
-                let gone = SchedClassifierLink::attached(
-                    &device.name,
-                    attach_type(filter.side),
-                    filter.priority,
-                    filter.handle.into(),
-                    None,
-                )
-                .map_err(|error| attach_error(device, "tc", error))?;
-                gone.detach().map_err(|error| attach_error(device, "tc", error))?;
+                take_off_filter(device, filter)?;
             }
         }
         if qdisc::is_ours(device.index) && clsact::has_clsact(device.index)? {
@@ -346,6 +342,28 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
         }
     }
     Ok(said)
+}
+
+/// Takes off every filter of ours that stands on the device.
+fn take_off_ours(device: &Device) -> Result<(), MeterError> {
+    for filter in clsact::filters(device.index)? {
+        if filter.is_ours() {
+            take_off_filter(device, &filter)?;
+        }
+    }
+    Ok(())
+}
+
+fn take_off_filter(device: &Device, filter: &clsact::Filter) -> Result<(), MeterError> {
+    let link = SchedClassifierLink::attached(
+        &device.name,
+        attach_type(filter.side),
+        filter.priority,
+        filter.handle.into(),
+        None,
+    )
+    .map_err(|error| attach_error(device, "tc", error))?;
+    link.detach().map_err(|error| attach_error(device, "tc", error))
 }
 
 /// Which of the devices are counted, as the pinned links or our filters say.
