@@ -122,11 +122,16 @@ impl Device {
     pub fn address(&self, peer: &Self) {
         let (name, mac) = (&self.name, peer.mac_text());
         self.ns.ip(&format!(
-            "address add {}/24 dev {name}\naddress add {}/64 dev {name} nodad\n\
-             neigh add {} lladdr {mac} dev {name} nud permanent\n\
-             neigh add {} lladdr {mac} dev {name} nud permanent",
-            self.v4, self.v6, peer.v4, peer.v6,
+            "address add {}/24 dev {name}\nneigh add {} lladdr {mac} dev {name} nud permanent",
+            self.v4, peer.v4
         ));
+        if self.ns.has_ipv6() {
+            self.ns.ip(&format!(
+                "address add {}/64 dev {name} nodad\n\
+                 neigh add {} lladdr {mac} dev {name} nud permanent",
+                self.v6, peer.v6
+            ));
+        }
     }
 
     /// Default routes of both families through it, by way of `peer`.

@@ -7,7 +7,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use crate::netns::NetNs;
 
 /// Everything on the tc hooks of a namespace's devices, one line each: `eth0 in tcx NAME`,
-/// `eth0 out filter NAME`, `eth0 clsact`. Sorted.
+/// `eth0 out filter NAME`, `eth0 clsact`. Sorted. `tc` names its own by a file: they are `pinned`.
 ///
 /// # Panics
 ///
@@ -35,6 +35,7 @@ pub fn attached(ns: &NetNs) -> Vec<String> {
                 // `filter protocol all pref 2 bpf chain 0 handle 0x1 traffic_eth_in direct-action …`
                 let mut words = line.split(' ').skip_while(|word| *word != "handle");
                 if let Some(name) = words.nth(2) {
+                    let name = if name.contains('[') { "pinned" } else { name };
                     found.push(format!("{device} {side} filter {name}"));
                 }
             }

@@ -11,6 +11,7 @@ pub mod leaks;
 pub mod load;
 pub mod loaded;
 pub mod need;
+pub mod neighbour;
 pub mod netns;
 pub mod random;
 pub mod wait;

@@ -18,6 +18,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::need;
 
+/// A setting that is 1 when a namespace has no IPv6.
+const NO_IPV6: &str = "net/ipv6/conf/all/disable_ipv6";
+
 /// One network namespace with its loopback up.
 #[derive(Debug)]
 pub struct NetNs {
@@ -158,6 +161,23 @@ impl NetNs {
             std::fs::write(format!("/proc/sys/{setting}"), value)
                 .unwrap_or_else(|err| panic!("set {setting} to {value}: {err}"));
         });
+    }
+
+    /// No IPv6, which sends reports of its own: every packet that passes is one that the test sends.
+    #[must_use]
+    pub fn without_ipv6(self) -> Self {
+        self.set(NO_IPV6, "1");
+        self
+    }
+
+    /// Whether it has IPv6.
+    ///
+    /// # Panics
+    ///
+    /// Without `/proc`.
+    pub fn has_ipv6(&self) -> bool {
+        let value = self.run(|| std::fs::read_to_string(format!("/proc/sys/{NO_IPV6}")));
+        value.expect("read a setting").trim() == "0"
     }
 
     /// Packets forwarded between the devices of the namespace, IPv4 and IPv6.

@@ -1,4 +1,7 @@
 //! The tests.
 
 mod bytecode;
+mod cli;
+mod coexist;
+mod lifecycle;
 mod tc;

@@ -138,13 +138,11 @@ fn is_sent(case: &Case) -> bool {
 #[test]
 fn every_packet_of_the_corpus_counts_on_a_device_as_it_should() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
-    let (host, other) = (NetNs::new(), NetNs::new());
+    // No address and no IPv6: nothing is sent but what the test sends.
+    let (host, other) = (NetNs::new().without_ipv6(), NetNs::new().without_ipv6());
     let (here, there) = pair((&host, "eth0"), (&other, "eth0"), 1);
-    for device in [&here, &there] {
-        // No address and no IPv6: nothing is sent but what the test sends.
-        device.ns.set("net/ipv6/conf/all/disable_ipv6", "1");
-        device.mtu(65_535);
-    }
+    here.mtu(65_535);
+    there.mtu(65_535);
     let site = Site::new();
     let ports = "1,53,443,8443/tcp,65535";
     let mut daemon = site.start(&host, &["--iface", "eth0", "--ports", ports]);
