@@ -9,18 +9,12 @@ use crate::{missing::Missing, place, root};
 
 /// Whether this machine has Debian's package tools.
 pub(crate) fn present() -> bool {
-    ["apt-get", "apt-cache"]
-        .into_iter()
-        .all(|tool| place::program(tool).is_some())
+    ["apt-get", "apt-cache"].into_iter().all(|tool| place::program(tool).is_some())
 }
 
 /// The version of a package that `apt-get install` would take, if any.
 pub(crate) fn candidate(sh: &Shell, package: &str) -> Option<String> {
-    let policy = cmd!(sh, "apt-cache policy {package}")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .ok()?;
+    let policy = cmd!(sh, "apt-cache policy {package}").quiet().ignore_stderr().read().ok()?;
     parse_candidate(&policy).map(str::to_owned)
 }
 
@@ -35,20 +29,11 @@ fn parse_candidate(policy: &str) -> Option<&str> {
 /// Reads the archives' lists again; an old or empty list names files that are not there.
 pub(crate) fn update(sh: &Shell) -> Result<()> {
     eprintln!("apt-get update (the lists of packages are absent or too old)");
-    root::command(
-        sh,
-        &[
-            "env",
-            "DEBIAN_FRONTEND=noninteractive",
-            "apt-get",
-            "update",
-            "--quiet",
-        ],
-    )?
-    .quiet()
-    .ignore_stdout()
-    .run()
-    .context("read the lists of Debian packages")
+    root::command(sh, &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "update", "--quiet"])?
+        .quiet()
+        .ignore_stdout()
+        .run()
+        .context("read the lists of Debian packages")
 }
 
 /// Installs packages, after saying so; with `install` false it only says.
@@ -64,10 +49,7 @@ pub(crate) fn install(sh: &Shell, install: bool, packages: &[&str], why: &str) -
     if !install || !present() {
         return Err(missing(&names, why).into());
     }
-    if packages
-        .iter()
-        .any(|package| candidate(sh, package).is_none())
-    {
+    if packages.iter().any(|package| candidate(sh, package).is_none()) {
         update(sh)?;
     }
     eprintln!("installing Debian packages: {names} ({why})");
@@ -107,10 +89,7 @@ fn try_install(sh: &Shell, packages: &[&str]) -> Result<()> {
     ];
     words.extend(packages);
     // stdout is for results: what apt says is a message.
-    let output = root::command(sh, &words)?
-        .quiet()
-        .ignore_status()
-        .output()?;
+    let output = root::command(sh, &words)?.quiet().ignore_status().output()?;
     if output.status.success() {
         return Ok(());
     }
@@ -127,10 +106,7 @@ mod tests {
     fn the_candidate_is_read_from_the_policy() {
         let policy = "rustc-web:\n  Installed: (none)\n  Candidate: 1.96.0+dfsg1-1~deb12u2\n  Version table:\n";
         assert_eq!(parse_candidate(policy), Some("1.96.0+dfsg1-1~deb12u2"));
-        assert_eq!(
-            parse_candidate("rustc:\n  Installed: (none)\n  Candidate: (none)\n"),
-            None
-        );
+        assert_eq!(parse_candidate("rustc:\n  Installed: (none)\n  Candidate: (none)\n"), None);
         assert_eq!(parse_candidate(""), None);
     }
 }

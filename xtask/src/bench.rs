@@ -14,10 +14,7 @@ pub(crate) fn bench(sh: &Shell, install: bool, args: &[String]) -> Result<()> {
     let _env = built.ebpf.enter(sh)?;
     let _runner = test::as_root(sh)?;
     let _binary = sh.push_env(test::BINARY, &built.binary);
-    cmd!(
-        sh,
-        "cargo run --release --package traffic-tests --bin traffic-bench -- {args...}"
-    )
-    .run()
-    .context("measure")
+    cmd!(sh, "cargo run --release --package traffic-tests --bin traffic-bench -- {args...}")
+        .run()
+        .context("measure")
 }

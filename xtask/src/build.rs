@@ -24,17 +24,10 @@ pub(crate) fn release(sh: &Shell, install: bool) -> Result<Built> {
     let _env = ebpf.enter(sh)?;
     // Naming the test package as well gives both the same features of shared dependencies, so that
     // `test` and `bench` do not compile them, and our library, a second time.
-    cmd!(
-        sh,
-        "cargo build --release --package traffic-user --package traffic-tests --bin traffic"
-    )
-    .run()
-    .context("build traffic")?;
+    cmd!(sh, "cargo build --release --package traffic-user --package traffic-tests --bin traffic")
+        .run()
+        .context("build traffic")?;
     let binary = place::target().join("release").join("traffic");
-    ensure!(
-        binary.is_file(),
-        "cargo was content, but {} is not there",
-        binary.display()
-    );
+    ensure!(binary.is_file(), "cargo was content, but {} is not there", binary.display());
     Ok(Built { binary, ebpf })
 }

@@ -14,15 +14,9 @@ pub(crate) fn clean(sh: &Shell) -> Result<()> {
     if binary.is_file() {
         eprintln!("traffic clean (what it left in the kernel)");
         let prefix = root::prefix()?;
-        let mut words = prefix
-            .iter()
-            .map(Path::new)
-            .chain([binary.as_path(), Path::new("clean")]);
+        let mut words = prefix.iter().map(Path::new).chain([binary.as_path(), Path::new("clean")]);
         let program = words.next().unwrap_or(&binary);
-        cmd!(sh, "{program} {words...}")
-            .quiet()
-            .run()
-            .context("clean up the kernel")?;
+        cmd!(sh, "{program} {words...}").quiet().run().context("clean up the kernel")?;
     }
     remove(&place::target().join("bench"), "measurements")?;
     let cache = place::cache()?;
@@ -31,10 +25,7 @@ pub(crate) fn clean(sh: &Shell) -> Result<()> {
             remove(&entry?.path(), "made again by the next build or test")?;
         }
     }
-    eprintln!(
-        "installed packages stay, as does cargo's folder ({})",
-        place::target().display()
-    );
+    eprintln!("installed packages stay, as does cargo's folder ({})", place::target().display());
     Ok(())
 }
 

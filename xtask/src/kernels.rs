@@ -51,32 +51,19 @@ const ALL: [Kernel; 4] = [
     Kernel {
         label: "5.10",
         series: "5.10.",
-        suites: &[
-            (Archive::Security, "bullseye-security"),
-            (Archive::Main, "bullseye"),
-        ],
+        suites: &[(Archive::Security, "bullseye-security"), (Archive::Main, "bullseye")],
     },
     Kernel {
         label: "6.1",
         series: "6.1.",
-        suites: &[
-            (Archive::Main, "bookworm"),
-            (Archive::Security, "bookworm-security"),
-        ],
+        suites: &[(Archive::Main, "bookworm"), (Archive::Security, "bookworm-security")],
     },
     Kernel {
         label: "6.12",
         series: "6.12.",
-        suites: &[
-            (Archive::Main, "bookworm-backports"),
-            (Archive::Main, "trixie"),
-        ],
+        suites: &[(Archive::Main, "bookworm-backports"), (Archive::Main, "trixie")],
     },
-    Kernel {
-        label: "newest",
-        series: "",
-        suites: &[(Archive::Main, "sid")],
-    },
+    Kernel { label: "newest", series: "", suites: &[(Archive::Main, "sid")] },
 ];
 
 /// Modules that no test can do without.
@@ -118,10 +105,8 @@ const WELCOME: [&str; 24] = [
 /// fetched, and why. What was fetched before stays.
 pub(crate) fn ensure(sh: &Shell, install: bool) -> Result<PathBuf> {
     let folder = place::cache()?.join("kernels");
-    let absent: Vec<&Kernel> = ALL
-        .iter()
-        .filter(|kernel| !is_complete(&folder.join(kernel.label)))
-        .collect();
+    let absent: Vec<&Kernel> =
+        ALL.iter().filter(|kernel| !is_complete(&folder.join(kernel.label))).collect();
     if absent.is_empty() {
         return Ok(folder);
     }
@@ -134,12 +119,7 @@ pub(crate) fn ensure(sh: &Shell, install: bool) -> Result<PathBuf> {
         .into());
     }
     if !Path::new(KEYRING).exists() {
-        apt::install(
-            sh,
-            install,
-            &["debian-archive-keyring"],
-            "to verify the kernels to test on",
-        )?;
+        apt::install(sh, install, &["debian-archive-keyring"], "to verify the kernels to test on")?;
     }
     let archives = Archives::of_this_machine()?;
     for kernel in absent {
@@ -186,10 +166,8 @@ fn fetch(sh: &Shell, kernel: &Kernel, archives: &Archives, folder: &Path) -> Res
         root.join("boot").join(format!("vmlinuz-{release}")),
         root.join("lib/modules").join(&release).join("vmlinuz"),
     ];
-    let image = images
-        .iter()
-        .find(|path| path.is_file())
-        .context("the packages hold no vmlinuz")?;
+    let image =
+        images.iter().find(|path| path.is_file()).context("the packages hold no vmlinuz")?;
     fs::copy(image, done.join("vmlinuz"))?;
     collect_modules(sh, &root, &release, &done.join("modules"))?;
     fs::write(done.join("release"), format!("{release}\n"))?;
@@ -224,16 +202,11 @@ fn download(sh: &Shell, kernel: &Kernel, archives: &Archives, work: &Path) -> Re
         };
         let names = builds(&apt.names()?, kernel.series);
         if names.is_empty() {
-            failures.push(format!(
-                "{suite} of {address} has no {PREFIX}{}*{SUFFIX}",
-                kernel.series
-            ));
+            failures
+                .push(format!("{suite} of {address} has no {PREFIX}{}*{SUFFIX}", kernel.series));
         }
         for name in names.iter().take(TRIES) {
-            eprintln!(
-                "fetching kernel {}: {name} of {suite} from {address}",
-                kernel.label
-            );
+            eprintln!("fetching kernel {}: {name} of {suite} from {address}", kernel.label);
             match apt.unpack(name, &work.join(name)) {
                 Ok(root) => return Ok(root),
                 Err(err) => failures.push(format!("{err:#}")),
@@ -260,17 +233,14 @@ fn builds(names: &str, series: &str) -> Vec<String> {
 
 /// All numbers in a text, so that 5.10 comes after 5.9.
 fn numbers(text: &str) -> Vec<u64> {
-    text.split(|c: char| !c.is_ascii_digit())
-        .filter_map(|digits| digits.parse().ok())
-        .collect()
+    text.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
 fn release(root: &Path) -> Result<String> {
     let folder = root.join("lib/modules");
     let entries = fs::read_dir(&folder).context("the packages hold no modules")?;
-    let mut names: Vec<_> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
+    let mut names: Vec<_> =
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     match (names.pop(), names.pop()) {
         (Some(release), None) => Ok(release),
         _ => bail!("the packages hold modules of more than one kernel"),
@@ -312,31 +282,16 @@ fn collect_modules(sh: &Shell, root: &Path, release: &str, to: &Path) -> Result<
         }
     }
     for (number, file) in ordered.iter().enumerate() {
-        let packed = file
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
+        let packed = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let name = packed.split_once(".ko").map_or(packed, |(name, _)| name);
         let bytes = match file.extension().and_then(|extension| extension.to_str()) {
-            Some("xz") => {
-                cmd!(sh, "xz --decompress --stdout {file}")
-                    .quiet()
-                    .output()?
-                    .stdout
-            }
+            Some("xz") => cmd!(sh, "xz --decompress --stdout {file}").quiet().output()?.stdout,
             Some("zst") => {
-                cmd!(sh, "zstd --decompress --quiet --stdout {file}")
-                    .quiet()
-                    .output()?
-                    .stdout
+                cmd!(sh, "zstd --decompress --quiet --stdout {file}").quiet().output()?.stdout
             }
             _ => fs::read(file)?,
         };
-        ensure!(
-            bytes.starts_with(b"\x7fELF"),
-            "{} is no module",
-            file.display()
-        );
+        ensure!(bytes.starts_with(b"\x7fELF"), "{} is no module", file.display());
         fs::write(to.join(format!("{number:02}-{name}.ko")), bytes)?;
     }
     Ok(())
@@ -362,15 +317,9 @@ mod tests {
             linux-image-6.1.0-0.deb11.52-cloud-amd64\nlinux-image-6.1-cloud-amd64\nlinux-image-cloud-amd64\n";
         assert_eq!(
             builds(names, "5.10."),
-            [
-                "linux-image-5.10.0-46-cloud-amd64",
-                "linux-image-5.10.0-9-cloud-amd64"
-            ]
+            ["linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-9-cloud-amd64"]
         );
-        assert_eq!(
-            builds(names, "")[0],
-            "linux-image-6.1.0-0.deb11.52-cloud-amd64"
-        );
+        assert_eq!(builds(names, "")[0], "linux-image-6.1.0-0.deb11.52-cloud-amd64");
         assert_eq!(builds(names, "6.12."), Vec::<String>::new());
     }
 
@@ -380,11 +329,7 @@ mod tests {
         let files: Vec<_> = files_to_load(shown).collect();
         assert_eq!(
             files,
-            [
-                "/r/lib/modules/6/llc.ko.xz",
-                "/r/lib/modules/6/bridge.ko.xz"
-            ]
-            .map(PathBuf::from)
+            ["/r/lib/modules/6/llc.ko.xz", "/r/lib/modules/6/bridge.ko.xz"].map(PathBuf::from)
         );
     }
 }

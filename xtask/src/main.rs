@@ -26,11 +26,7 @@ use missing::Missing;
 
 /// Builds, runs, tests and measures the project.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    disable_help_subcommand = true
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Xtask {
     /// Install nothing: say what is missing and how to get it, and stop with exit code 2.
     #[arg(long, global = true)]

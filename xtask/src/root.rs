@@ -9,9 +9,7 @@ use crate::{missing::Missing, place};
 
 /// Whether this process is root. `/proc/self` belongs to the effective user.
 pub(crate) fn is_root() -> bool {
-    Path::new("/proc/self")
-        .metadata()
-        .is_ok_and(|meta| meta.uid() == 0)
+    Path::new("/proc/self").metadata().is_ok_and(|meta| meta.uid() == 0)
 }
 
 /// The words to put in front of a command that needs root: none, or `sudo`.

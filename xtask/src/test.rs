@@ -27,11 +27,7 @@ struct Tool {
 }
 
 const fn tool(program: &'static str, package: &'static str, why: &'static str) -> Tool {
-    Tool {
-        program,
-        package,
-        why,
-    }
+    Tool { program, package, why }
 }
 
 /// All programs that the tests and the measurements start.
@@ -42,11 +38,7 @@ const TOOLS: &[Tool] = &[
     tool("ip", "iproute2", "namespaces and their devices, tc"),
     tool("ethtool", "ethtool", "offloads on and off"),
     tool("iperf3", "iperf3", "bulk transfers"),
-    tool(
-        "nft",
-        "nftables",
-        "REDIRECT in front of a port; measured beside ours",
-    ),
+    tool("nft", "nftables", "REDIRECT in front of a port; measured beside ours"),
     tool("iptables", "iptables", "measured beside ours"),
     tool("qemu-system-x86_64", "qemu-system-x86", "other kernels"),
     tool("depmod", "kmod", "the order of their modules"),
@@ -76,32 +68,19 @@ pub(crate) fn test(sh: &Shell, install: bool, args: &[String]) -> Result<()> {
 
     checks.check("format", || Ok(cmd!(sh, "cargo fmt --all --check").run()?));
     checks.check("clippy", || {
-        Ok(cmd!(
-            sh,
-            "cargo clippy --workspace --all-targets -- --deny warnings"
-        )
-        .run()?)
+        Ok(cmd!(sh, "cargo clippy --workspace --all-targets -- --deny warnings").run()?)
     });
     checks.check("tidy", tidy::tidy);
     checks.check("unit and documentation tests", || {
-        Ok(cmd!(
-            sh,
-            "cargo test --no-fail-fast --workspace --exclude traffic-tests"
-        )
-        .run()?)
+        Ok(cmd!(sh, "cargo test --no-fail-fast --workspace --exclude traffic-tests").run()?)
     });
     checks.check("tests that need root", || {
-        let _kernels = kernels
-            .as_ref()
-            .map(|folder| sh.push_env(kernels::KERNELS, folder));
+        let _kernels = kernels.as_ref().map(|folder| sh.push_env(kernels::KERNELS, folder));
         let _env = built.ebpf.enter(sh)?;
         let _runner = as_root(sh)?;
         let _binary = sh.push_env(BINARY, &built.binary);
-        Ok(cmd!(
-            sh,
-            "cargo test --no-fail-fast --release --package traffic-tests -- {args...}"
-        )
-        .run()?)
+        Ok(cmd!(sh, "cargo test --no-fail-fast --release --package traffic-tests -- {args...}")
+            .run()?)
     });
     checks.verdict()
 }
@@ -111,10 +90,7 @@ pub(crate) fn prepare(sh: &Shell, install: bool) -> Result<()> {
     let is_missing = |tool: &&Tool| place::program(tool.program).is_none();
     let wanted: Vec<_> = TOOLS.iter().filter(is_missing).collect();
     let packages: Vec<_> = wanted.iter().map(|tool| tool.package).collect();
-    let why: Vec<_> = wanted
-        .iter()
-        .map(|tool| format!("{}: {}", tool.package, tool.why))
-        .collect();
+    let why: Vec<_> = wanted.iter().map(|tool| format!("{}: {}", tool.package, tool.why)).collect();
     apt::install(sh, install, &packages, &why.join("; "))?;
     mount_bpffs(sh)
 }
@@ -130,9 +106,7 @@ fn mount_bpffs(sh: &Shell) -> Result<()> {
         return Ok(());
     }
     eprintln!("mounting bpffs on /sys/fs/bpf (the tests pin maps and links there)");
-    root::command(sh, &["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"])?
-        .quiet()
-        .run()?;
+    root::command(sh, &["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"])?.quiet().run()?;
     Ok(())
 }
 
@@ -146,10 +120,7 @@ pub(crate) fn as_root(sh: &Shell) -> Result<Option<PushEnv<'_>>> {
         .lines()
         .find_map(|line| line.strip_prefix("host: "))
         .context("rustc -vV names no host")?;
-    let variable = format!(
-        "CARGO_TARGET_{}_RUNNER",
-        host.to_uppercase().replace('-', "_")
-    );
+    let variable = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace('-', "_"));
     Ok(Some(sh.push_env(variable, format!("{wrapper} -E"))))
 }
 

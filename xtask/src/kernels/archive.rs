@@ -55,13 +55,9 @@ impl Archives {
         let main = addresses().find(|address| address.ends_with("/debian"));
         let security = addresses().find(|address| address.ends_with("/debian-security"));
         Some(Self {
-            main: main
-                .or_else(|| security?.strip_suffix("-security"))?
-                .to_owned(),
-            security: security.map_or_else(
-                || format!("{}-security", main.unwrap_or_default()),
-                str::to_owned,
-            ),
+            main: main.or_else(|| security?.strip_suffix("-security"))?.to_owned(),
+            security: security
+                .map_or_else(|| format!("{}-security", main.unwrap_or_default()), str::to_owned),
         })
     }
 
@@ -77,14 +73,9 @@ impl Archives {
 fn sources(apt: &Path) -> String {
     let mut files = vec![apt.join("sources.list")];
     if let Ok(entries) = fs::read_dir(apt.join("sources.list.d")) {
-        files.extend(
-            entries
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .filter(|path| {
-                    path.extension()
-                        .is_some_and(|extension| extension == "list" || extension == "sources")
-                }),
-        );
+        files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| {
+            path.extension().is_some_and(|extension| extension == "list" || extension == "sources")
+        }));
     }
     files.sort();
     let mut text = String::new();
@@ -110,18 +101,12 @@ pub(super) struct Apt<'a> {
 impl<'a> Apt<'a> {
     /// Reads the list of the suite.
     pub(super) fn new(sh: &'a Shell, address: &str, suite: &'a str, work: &Path) -> Result<Self> {
-        let (lists, cache, list) = (
-            work.join("lists"),
-            work.join("cache"),
-            work.join("sources.list"),
-        );
+        let (lists, cache, list) =
+            (work.join("lists"), work.join("cache"), work.join("sources.list"));
         for folder in [lists.join("partial"), cache.join("archives/partial")] {
             fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        fs::write(
-            &list,
-            format!("deb [signed-by={KEYRING}] {address} {suite} main\n"),
-        )?;
+        fs::write(&list, format!("deb [signed-by={KEYRING}] {address} {suite} main\n"))?;
         let nothing = Path::new("/dev/null");
         let folders = [
             ("Dir::Etc::SourceList", list.as_path()),
@@ -149,13 +134,8 @@ impl<'a> Apt<'a> {
             .chain(others.map(str::to_owned))
             .flat_map(|setting| ["-o".to_owned(), setting])
             .collect();
-        let apt = Self {
-            sh,
-            suite,
-            settings,
-        };
-        apt.get(&["update"])
-            .with_context(|| format!("read the list of {suite} of {address}"))?;
+        let apt = Self { sh, suite, settings };
+        apt.get(&["update"]).with_context(|| format!("read the list of {suite} of {address}"))?;
         Ok(apt)
     }
 
@@ -163,11 +143,7 @@ impl<'a> Apt<'a> {
     pub(super) fn names(&self) -> Result<String> {
         let settings = &self.settings;
         let beginning = PREFIX;
-        Ok(
-            cmd!(self.sh, "apt-cache {settings...} pkgnames {beginning}")
-                .quiet()
-                .read()?,
-        )
+        Ok(cmd!(self.sh, "apt-cache {settings...} pkgnames {beginning}").quiet().read()?)
     }
 
     /// Fetches a package, with the others that make up the same kernel, and gives a root folder.
@@ -180,13 +156,10 @@ impl<'a> Apt<'a> {
         let mut next = 0;
         while let Some(name) = names.get(next) {
             next += 1;
-            let text = cmd!(
-                self.sh,
-                "apt-cache {settings...} show --no-all-versions {name}"
-            )
-            .quiet()
-            .read()
-            .with_context(|| format!("{} has no package {name}", self.suite))?;
+            let text = cmd!(self.sh, "apt-cache {settings...} show --no-all-versions {name}")
+                .quiet()
+                .read()
+                .with_context(|| format!("{} has no package {name}", self.suite))?;
             for part in parts(&text) {
                 if !names.contains(&part) {
                     names.push(part);
@@ -195,12 +168,9 @@ impl<'a> Apt<'a> {
         }
         {
             let _inside = self.sh.push_dir(&debs);
-            let words: Vec<_> = ["download"]
-                .into_iter()
-                .chain(names.iter().map(String::as_str))
-                .collect();
-            self.get(&words)
-                .with_context(|| format!("download {}", names.join(" ")))?;
+            let words: Vec<_> =
+                ["download"].into_iter().chain(names.iter().map(String::as_str)).collect();
+            self.get(&words).with_context(|| format!("download {}", names.join(" ")))?;
         }
         let sh = self.sh;
         for deb in sh.read_dir(&debs)? {
@@ -224,18 +194,8 @@ impl<'a> Apt<'a> {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        let errors: Vec<_> = said
-            .lines()
-            .filter_map(|line| line.strip_prefix("E: "))
-            .collect();
-        bail!(
-            "{}",
-            if errors.is_empty() {
-                said.trim().to_owned()
-            } else {
-                errors.join(", ")
-            }
-        )
+        let errors: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("E: ")).collect();
+        bail!("{}", if errors.is_empty() { said.trim().to_owned() } else { errors.join(", ") })
     }
 }
 
@@ -257,10 +217,7 @@ mod tests {
 
     #[track_caller]
     fn check(sources: &str, main: &str, security: &str) {
-        let wanted = Archives {
-            main: main.to_owned(),
-            security: security.to_owned(),
-        };
+        let wanted = Archives { main: main.to_owned(), security: security.to_owned() };
         assert_eq!(Archives::read(sources), Some(wanted));
     }
 
@@ -281,10 +238,7 @@ mod tests {
             "http://a.test/debian",
             "http://a.test/debian-security",
         );
-        assert_eq!(
-            Archives::read("deb http://a.test/ubuntu noble main\n"),
-            None
-        );
+        assert_eq!(Archives::read("deb http://a.test/ubuntu noble main\n"), None);
         assert_eq!(Archives::read(""), None);
     }
 
@@ -293,9 +247,6 @@ mod tests {
         let control = "Package: linux-image-7-cloud-amd64\n\
             Depends: dracut | initramfs-tools, linux-base (>= 4), linux-base-7-cloud-amd64 (= 7-1), linux-modules-7-cloud-amd64 (= 7-1)\n\
             Suggests: linux-doc-7-cloud-amd64\n";
-        assert_eq!(
-            parts(control),
-            ["linux-base-7-cloud-amd64", "linux-modules-7-cloud-amd64"]
-        );
+        assert_eq!(parts(control), ["linux-base-7-cloud-amd64", "linux-modules-7-cloud-amd64"]);
     }
 }

@@ -72,24 +72,15 @@ fn documents(sources: &[Source]) -> Vec<Finding> {
 
 fn rust(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if !["//!", "#!"]
-        .iter()
-        .any(|begin| source.text.starts_with(begin))
-    {
-        findings.push(Finding::at(
-            source,
-            1,
-            "begins without `//!`: say what the file is for",
-        ));
+    if !["//!", "#!"].iter().any(|begin| source.text.starts_with(begin)) {
+        findings.push(Finding::at(source, 1, "begins without `//!`: say what the file is for"));
     }
     let length = source.text.lines().count();
     if length > LONGEST {
         let what = format!("{length} lines, more than {LONGEST}: make it two files");
         findings.push(Finding::at(source, length, what));
     }
-    findings.extend(words(source, LEFTOVERS, |word| {
-        format!("`{word}` is left over")
-    }));
+    findings.extend(words(source, LEFTOVERS, |word| format!("`{word}` is left over")));
     findings
 }
 
@@ -98,15 +89,10 @@ fn places(source: &Source) -> Vec<Finding> {
     let mut findings = words(source, PLACES, what);
     if source.path.ends_with("Cargo.lock") {
         let is_cargos = |line: &str| {
-            line.strip_prefix("source = \"")
-                .is_some_and(|rest| rest.starts_with(LOCK_SOURCE))
+            line.strip_prefix("source = \"").is_some_and(|rest| rest.starts_with(LOCK_SOURCE))
         };
         findings.retain(|finding| {
-            !source
-                .text
-                .lines()
-                .nth(finding.line.saturating_sub(1))
-                .is_some_and(is_cargos)
+            !source.text.lines().nth(finding.line.saturating_sub(1)).is_some_and(is_cargos)
         });
     }
     findings
@@ -116,10 +102,7 @@ fn words(source: &Source, words: &[&str], what: impl Fn(&str) -> String) -> Vec<
     (1..)
         .zip(source.text.lines())
         .flat_map(|(number, line)| {
-            words
-                .iter()
-                .filter(|word| line.contains(**word))
-                .map(move |word| (number, *word))
+            words.iter().filter(|word| line.contains(**word)).map(move |word| (number, *word))
         })
         .map(|(number, word)| Finding::at(source, number, what(word)))
         .collect()
@@ -149,16 +132,11 @@ fn manifest(source: &Source) -> Vec<Finding> {
                 }),
         ),
         "xtask/Cargo.toml" => findings.extend(
-            (1..)
-                .zip(source.text.lines())
-                .filter(|(_, line)| line.starts_with("traffic-"))
-                .map(|(number, _)| {
-                    Finding::at(
-                        source,
-                        number,
-                        "what builds the project cannot need it built",
-                    )
-                }),
+            (1..).zip(source.text.lines()).filter(|(_, line)| line.starts_with("traffic-")).map(
+                |(number, _)| {
+                    Finding::at(source, number, "what builds the project cannot need it built")
+                },
+            ),
         ),
         _ => {}
     }
@@ -185,10 +163,7 @@ mod tests {
     use super::*;
 
     fn source(path: &str, text: &str) -> Source {
-        Source {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        }
+        Source { path: path.to_owned(), text: text.to_owned() }
     }
 
     /// What is found in one file, beside the documents that are not there.
@@ -213,11 +188,7 @@ mod tests {
         check_one("a.rs", "#![no_std]\n", &[]);
         check_one("a.rs", "use a;\n", &[(1, "begins without")]);
         check_one("a.rs", &format!("//!\n{}", "\n".repeat(LONGEST - 1)), &[]);
-        check_one(
-            "a.rs",
-            &format!("//!\n{}", "\n".repeat(LONGEST)),
-            &[(601, "601 lines")],
-        );
+        check_one("a.rs", &format!("//!\n{}", "\n".repeat(LONGEST)), &[(601, "601 lines")]);
     }
 
     #[test]
@@ -240,11 +211,7 @@ mod tests {
 
     #[test]
     fn every_crate_opts_in_to_the_lints() {
-        check_one(
-            "a/Cargo.toml",
-            "[package]\n\n[lints]\nworkspace = true\n",
-            &[],
-        );
+        check_one("a/Cargo.toml", "[package]\n\n[lints]\nworkspace = true\n", &[]);
         check_one("a/Cargo.toml", "[package]\n", &[(0, "lints")]);
         check_one(
             "a/Cargo.toml",
@@ -258,30 +225,18 @@ mod tests {
     fn the_shared_library_and_xtask_stay_at_the_bottom() {
         let lints = "[lints]\nworkspace = true\n";
         let text = format!("[dependencies]\na = {{ optional = true }}\nb = \"1\"\n\n{lints}");
-        check_one(
-            "traffic-ebpf/Cargo.toml",
-            &text,
-            &[(3, "depends on nothing")],
-        );
+        check_one("traffic-ebpf/Cargo.toml", &text, &[(3, "depends on nothing")]);
         let text = format!("{lints}[dependencies]\ntraffic-user.workspace = true\n");
         check_one("xtask/Cargo.toml", &text, &[(4, "built")]);
     }
 
     #[test]
     fn documents_are_there_and_tell() {
-        let absent: Vec<_> = documents(&[])
-            .into_iter()
-            .map(|finding| finding.path)
-            .collect();
+        let absent: Vec<_> = documents(&[]).into_iter().map(|finding| finding.path).collect();
         let want: Vec<_> = DOCUMENTS.iter().map(|(path, _)| *path).collect();
         assert_eq!(absent, want);
         let readme = source("README.md", "run `cargo xtask run`");
         let found = documents(&[readme]);
-        assert!(
-            found
-                .iter()
-                .any(|finding| finding.what.contains("cargo xtask test")),
-            "{found:?}"
-        );
+        assert!(found.iter().any(|finding| finding.what.contains("cargo xtask test")), "{found:?}");
     }
 }

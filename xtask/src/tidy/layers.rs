@@ -26,10 +26,11 @@ const MODULES: &[(&str, &[&str])] = &[
     ("accounting", &[]),
     ("run", &[]),
     ("state", &[]),
+    ("fault", &[]),
     ("config", &["accounting"]),
     ("proxy_config", &["accounting"]),
-    ("meter", &["accounting", "run"]),
-    ("ledger", &["accounting"]),
+    ("meter", &["accounting", "run", "fault"]),
+    ("ledger", &["accounting", "fault"]),
     ("view", &["accounting"]),
     (
         "daemon",
@@ -37,6 +38,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "accounting",
             "run",
             "state",
+            "fault",
             "config",
             "proxy_config",
             "meter",
@@ -50,6 +52,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "accounting",
             "run",
             "state",
+            "fault",
             "config",
             "proxy_config",
             "meter",
@@ -65,6 +68,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "accounting",
             "run",
             "state",
+            "fault",
             "config",
             "proxy_config",
             "meter",
@@ -160,20 +164,14 @@ const RESERVED: &[Reserved] = &[
 pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for place in LAYOUT {
-        if !sources
-            .iter()
-            .any(|source| source.is_rust() && source.is_in(place))
-        {
+        if !sources.iter().any(|source| source.is_rust() && source.is_in(place)) {
             findings.push(Finding::absent(
                 place,
                 "is gone, and a rule speaks of it: move the rule with the folder",
             ));
         }
     }
-    for source in sources
-        .iter()
-        .filter(|source| source.is_rust() && source.is_in(CORE))
-    {
+    for source in sources.iter().filter(|source| source.is_rust() && source.is_in(CORE)) {
         let names = named(&source.text);
         let pure = source.is_in("traffic-user/src/accounting");
         for name in &names {
@@ -185,20 +183,14 @@ pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
             }
             for rule in RESERVED.iter().filter(|rule| name.is_under(rule.path)) {
                 if !rule.places.iter().any(|place| source.is_in(place)) {
-                    let what = format!(
-                        "`{}` belongs to {} alone",
-                        rule.path,
-                        rule.places.join(", ")
-                    );
+                    let what =
+                        format!("`{}` belongs to {} alone", rule.path, rule.places.join(", "));
                     findings.push(Finding::at(source, name.line, what));
                 }
             }
         }
     }
-    for source in sources
-        .iter()
-        .filter(|source| source.is_rust() && source.is_in("xtask/src"))
-    {
+    for source in sources.iter().filter(|source| source.is_rust() && source.is_in("xtask/src")) {
         for name in named(&source.text) {
             if name.parts[0] == "unsafe" {
                 findings.push(Finding::at(source, name.line, "no `unsafe` is needed here"));
@@ -210,21 +202,12 @@ pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
 
 /// What is wrong with naming another module of `traffic-user`, if this does.
 fn module_of(source: &Source, name: &Named) -> Option<String> {
-    let own: Vec<&str> = source
-        .path
-        .strip_prefix(CORE)?
-        .trim_matches('/')
-        .split('/')
-        .collect();
+    let own: Vec<&str> = source.path.strip_prefix(CORE)?.trim_matches('/').split('/').collect();
     let from = own.first()?.trim_end_matches(".rs");
     let to = match name.parts.first()?.as_str() {
         "crate" | "traffic_user" => name.parts.get(1)?,
         "super" => {
-            let up = name
-                .parts
-                .iter()
-                .take_while(|part| *part == "super")
-                .count();
+            let up = name.parts.iter().take_while(|part| *part == "super").count();
             // `a/mod.rs` is module `a`, `a/b.rs` is `a::b`. An inner `mod tests` lies deeper.
             let depth = own.len() - usize::from(own.last() == Some(&"mod.rs"));
             let target = name.parts.get(up)?;
@@ -240,10 +223,7 @@ fn module_of(source: &Source, name: &Named) -> Option<String> {
         return None;
     }
     let unknown = |module: &str| {
-        Some(format!(
-            "module `{module}` has no place in the layers: give it one in {}",
-            file!()
-        ))
+        Some(format!("module `{module}` has no place in the layers: give it one in {}", file!()))
     };
     let Some((_, may)) = MODULES.iter().find(|(module, _)| *module == from) else {
         return unknown(from);
@@ -259,10 +239,7 @@ mod tests {
     use super::*;
 
     fn source(path: &str, text: &str) -> Source {
-        Source {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        }
+        Source { path: path.to_owned(), text: text.to_owned() }
     }
 
     /// What is found in one file, beside the folders that are not there.
@@ -277,10 +254,7 @@ mod tests {
     #[track_caller]
     fn bites(path: &str, text: &str, want: &str) {
         let found = found(path, text);
-        assert!(
-            found.len() == 1 && found[0].contains(want),
-            "{path}: {text}: {found:?}"
-        );
+        assert!(found.len() == 1 && found[0].contains(want), "{path}: {text}: {found:?}");
     }
 
     #[track_caller]
@@ -292,11 +266,7 @@ mod tests {
     fn the_core_reaches_nothing_outside() {
         let core = "traffic-user/src/accounting/delta.rs";
         bites(core, "use std::{collections::BTreeMap, fs};", "std::fs");
-        bites(
-            core,
-            "let now = std::time::Instant::now();",
-            "std::time::Instant",
-        );
+        bites(core, "let now = std::time::Instant::now();", "std::time::Instant");
         bites(core, "let now = SystemTime::now();", "SystemTime::now");
         bites(core, "#[derive(serde::Serialize)] struct A;", "serde");
         bites(core, "println!(\"x\");", "println");
@@ -311,31 +281,11 @@ mod tests {
 
     #[test]
     fn modules_use_only_what_is_below() {
-        bites(
-            "traffic-user/src/view/json.rs",
-            "use crate::{accounting::A, meter::B};",
-            "`meter`",
-        );
-        bites(
-            "traffic-user/src/meter/mod.rs",
-            "crate::daemon::run();",
-            "`daemon`",
-        );
-        bites(
-            "traffic-user/src/ledger/mod.rs",
-            "use crate::meter;",
-            "`meter`",
-        );
-        bites(
-            "traffic-user/src/helpers.rs",
-            "use crate::meter;",
-            "no place in the layers",
-        );
-        bites(
-            "traffic-user/src/cli/run.rs",
-            "use crate::helpers;",
-            "no place in the layers",
-        );
+        bites("traffic-user/src/view/json.rs", "use crate::{accounting::A, meter::B};", "`meter`");
+        bites("traffic-user/src/meter/mod.rs", "crate::daemon::run();", "`daemon`");
+        bites("traffic-user/src/ledger/mod.rs", "use crate::meter;", "`meter`");
+        bites("traffic-user/src/helpers.rs", "use crate::meter;", "no place in the layers");
+        bites("traffic-user/src/cli/run.rs", "use crate::helpers;", "no place in the layers");
         passes(
             "traffic-user/src/cli/run.rs",
             "use crate::{daemon, meter::Meter, view}; use super::Args;",
@@ -344,47 +294,19 @@ mod tests {
             "traffic-user/src/meter/ebpf/maps.rs",
             "use super::super::host; use crate::meter::Meter;",
         );
-        passes(
-            "traffic-user/src/main.rs",
-            "use traffic_user::{cli, meter::MeterError};",
-        );
+        passes("traffic-user/src/main.rs", "use traffic_user::{cli, meter::MeterError};");
     }
 
     #[test]
     fn libraries_stay_in_their_folder() {
-        bites(
-            "traffic-user/src/daemon/mod.rs",
-            "use aya::Ebpf;",
-            "meter/ebpf",
-        );
+        bites("traffic-user/src/daemon/mod.rs", "use aya::Ebpf;", "meter/ebpf");
         bites("traffic-user/src/meter/mod.rs", "use clap::Parser;", "cli");
-        bites(
-            "traffic-user/src/view/table.rs",
-            "unsafe { f() }",
-            "`unsafe`",
-        );
-        bites(
-            "traffic-user/src/meter/nft.rs",
-            "use std::process::{Command};",
-            "run.rs",
-        );
-        bites(
-            "traffic-user/src/daemon/mod.rs",
-            "use std::{fs, process::ExitCode};",
-            "ExitCode",
-        );
-        passes(
-            "traffic-user/src/meter/ebpf/load.rs",
-            "use aya::Ebpf; unsafe { f() }",
-        );
-        passes(
-            "traffic-user/src/cli/mod.rs",
-            "use clap::Parser; use std::process::ExitCode;",
-        );
-        passes(
-            "traffic-user/src/meter/lock.rs",
-            "let id = std::process::id();",
-        );
+        bites("traffic-user/src/view/table.rs", "unsafe { f() }", "`unsafe`");
+        bites("traffic-user/src/meter/nft.rs", "use std::process::{Command};", "run.rs");
+        bites("traffic-user/src/daemon/mod.rs", "use std::{fs, process::ExitCode};", "ExitCode");
+        passes("traffic-user/src/meter/ebpf/load.rs", "use aya::Ebpf; unsafe { f() }");
+        passes("traffic-user/src/cli/mod.rs", "use clap::Parser; use std::process::ExitCode;");
+        passes("traffic-user/src/meter/lock.rs", "let id = std::process::id();");
     }
 
     #[test]

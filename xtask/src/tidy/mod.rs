@@ -28,9 +28,7 @@ impl Source {
 
     /// Whether it is this file or lies in this folder.
     fn is_in(&self, place: &str) -> bool {
-        self.path
-            .strip_prefix(place)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        self.path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }
 
@@ -45,19 +43,11 @@ struct Finding {
 
 impl Finding {
     fn at(source: &Source, line: usize, what: impl Into<String>) -> Self {
-        Self {
-            path: source.path.clone(),
-            line,
-            what: what.into(),
-        }
+        Self { path: source.path.clone(), line, what: what.into() }
     }
 
     fn absent(path: &str, what: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line: 0,
-            what: what.into(),
-        }
+        Self { path: path.to_owned(), line: 0, what: what.into() }
     }
 }
 
@@ -80,15 +70,8 @@ pub(crate) fn tidy() -> Result<()> {
     if findings.is_empty() {
         return Ok(());
     }
-    let lines: Vec<_> = findings
-        .iter()
-        .map(|finding| format!("\n  {finding}"))
-        .collect();
-    bail!(
-        "{} rules of the project are broken:{}",
-        findings.len(),
-        lines.concat()
-    )
+    let lines: Vec<_> = findings.iter().map(|finding| format!("\n  {finding}")).collect();
+    bail!("{} rules of the project are broken:{}", findings.len(), lines.concat())
 }
 
 fn findings(sources: &[Source]) -> Vec<Finding> {
@@ -102,13 +85,10 @@ fn sources() -> Result<Vec<Source>> {
     let sh = Shell::new()?;
     sh.change_dir(place::project());
     // Root may look at a user's clone.
-    let list = cmd!(
-        sh,
-        "git -c safe.directory=* ls-files -z --cached --others --exclude-standard"
-    )
-    .quiet()
-    .read()
-    .context("list the project's files")?;
+    let list = cmd!(sh, "git -c safe.directory=* ls-files -z --cached --others --exclude-standard")
+        .quiet()
+        .read()
+        .context("list the project's files")?;
     let mut sources = Vec::new();
     for path in list.split('\0').filter(|path| !path.is_empty()) {
         // Deleted and not yet committed, or a link.
@@ -118,10 +98,7 @@ fn sources() -> Result<Vec<Source>> {
         }
         let bytes = fs::read(&file).with_context(|| format!("read {path}"))?;
         if let Ok(text) = String::from_utf8(bytes) {
-            sources.push(Source {
-                path: path.to_owned(),
-                text,
-            });
+            sources.push(Source { path: path.to_owned(), text });
         }
     }
     Ok(sources)

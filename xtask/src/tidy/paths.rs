@@ -11,19 +11,14 @@ impl Named {
     /// Whether it begins with these parts.
     pub(super) fn is_under(&self, path: &str) -> bool {
         let mut parts = self.parts.iter();
-        path.split("::")
-            .all(|want| parts.next().is_some_and(|part| part == want))
+        path.split("::").all(|want| parts.next().is_some_and(|part| part == want))
     }
 }
 
 /// All paths of a file, single words as well, in their order. Comments and strings name nothing.
 pub(super) fn named(text: &str) -> Vec<Named> {
     let code = code_only(text);
-    let mut reader = Reader {
-        rest: code.as_str(),
-        line: 1,
-        found: Vec::new(),
-    };
+    let mut reader = Reader { rest: code.as_str(), line: 1, found: Vec::new() };
     while !reader.rest.is_empty() {
         if reader.at_word() {
             reader.path(&mut Vec::new());
@@ -77,10 +72,7 @@ impl Reader<'_> {
             self.rest = rest;
             let line = self.line;
             if !self.skip("::") {
-                self.found.push(Named {
-                    line,
-                    parts: parts.clone(),
-                });
+                self.found.push(Named { line, parts: parts.clone() });
                 return;
             }
             if self.skip("{") {
@@ -88,10 +80,7 @@ impl Reader<'_> {
             }
             if !self.at_word() {
                 // A glob or type arguments.
-                self.found.push(Named {
-                    line,
-                    parts: parts.clone(),
-                });
+                self.found.push(Named { line, parts: parts.clone() });
                 return;
             }
         }
@@ -194,10 +183,7 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, want: &[&str]) {
-        let found: Vec<_> = named(text)
-            .iter()
-            .map(|named| named.parts.join("::"))
-            .collect();
+        let found: Vec<_> = named(text).iter().map(|named| named.parts.join("::")).collect();
         assert_eq!(found, want, "{text}");
     }
 
@@ -206,27 +192,15 @@ mod tests {
         check("use std::fs;", &["use", "std::fs"]);
         check(
             "use std::{fs, io::{self, Read as _}, net::*};",
-            &[
-                "use",
-                "std::fs",
-                "std::io::self",
-                "std::io::Read",
-                "std::net",
-            ],
+            &["use", "std::fs", "std::io::self", "std::io::Read", "std::net"],
         );
-        check(
-            "use crate::{\n    a::B, // why\n    c,\n};",
-            &["use", "crate::a::B", "crate::c"],
-        );
+        check("use crate::{\n    a::B, // why\n    c,\n};", &["use", "crate::a::B", "crate::c"]);
     }
 
     #[test]
     fn paths_in_code_are_seen() {
         check("a::b::<C>(d)", &["a::b", "C", "d"]);
-        check(
-            "#[e::main] fn f() { g::h!(); }",
-            &["e::main", "fn", "f", "g::h"],
-        );
+        check("#[e::main] fn f() { g::h!(); }", &["e::main", "fn", "f", "g::h"]);
         check("super::super::k::L", &["super::super::k::L"]);
     }
 

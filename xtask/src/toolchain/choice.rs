@@ -20,10 +20,7 @@ pub(super) enum Step {
     /// Read the lists again, since `wanted` is not in them.
     UpdateDebian { wanted: String },
     /// Install Debian packages.
-    Install {
-        packages: Vec<String>,
-        why: &'static str,
-    },
+    Install { packages: Vec<String>, why: &'static str },
     /// Give a compiler outside rustup a name that `rustup run` knows.
     Link { prefix: PathBuf },
     /// Build bpf-linker with this LLVM.
@@ -35,11 +32,7 @@ impl Step {
     pub(super) fn what(&self) -> String {
         match self {
             Self::AddSource { .. } => {
-                format!(
-                    "{} and bpf-linker {} (compile eBPF)",
-                    source(),
-                    linker::VERSION
-                )
+                format!("{} and bpf-linker {} (compile eBPF)", source(), linker::VERSION)
             }
             Self::AskDebian => "Debian's list of packages".to_owned(),
             Self::UpdateDebian { wanted } => wanted.clone(),
@@ -49,10 +42,7 @@ impl Step {
                 prefix.display()
             ),
             Self::BuildLinker { llvm } => {
-                format!(
-                    "bpf-linker {} with LLVM {llvm} (links the eBPF object)",
-                    linker::VERSION
-                )
+                format!("bpf-linker {} with LLVM {llvm} (links the eBPF object)", linker::VERSION)
             }
         }
     }
@@ -66,10 +56,7 @@ impl Step {
             Self::AskDebian => "apt-cache policy".to_owned(),
             Self::UpdateDebian { .. } => "apt-get update".to_owned(),
             Self::Install { packages, .. } => {
-                format!(
-                    "apt-get install --no-install-recommends {}",
-                    packages.join(" ")
-                )
+                format!("apt-get install --no-install-recommends {}", packages.join(" "))
             }
             Self::Link { prefix } => format!("rustup toolchain link {LINK} {}", prefix.display()),
             Self::BuildLinker { llvm } => {
@@ -120,11 +107,8 @@ fn fits(compiler: &Compiler) -> bool {
 /// Of the compilers with their source the one that needs least: a linker that is there, then one
 /// that can be built, then no link, then a nightly (which needs no bootstrap), then the newest.
 fn best(facts: &Facts) -> Option<&Compiler> {
-    facts
-        .compilers
-        .iter()
-        .filter(|compiler| compiler.source && fits(compiler))
-        .max_by_key(|compiler| {
+    facts.compilers.iter().filter(|compiler| compiler.source && fits(compiler)).max_by_key(
+        |compiler| {
             (
                 linked(facts, compiler.llvm).is_some(),
                 facts.llvm.contains(&compiler.llvm),
@@ -133,22 +117,16 @@ fn best(facts: &Facts) -> Option<&Compiler> {
                 compiler.nightly,
                 compiler.version,
             )
-        })
+        },
+    )
 }
 
 fn linked(facts: &Facts, llvm: u32) -> Option<&Path> {
-    facts
-        .linkers
-        .iter()
-        .find(|linker| linker.llvm == llvm)
-        .map(|linker| linker.folder.as_path())
+    facts.linkers.iter().find(|linker| linker.llvm == llvm).map(|linker| linker.folder.as_path())
 }
 
 fn offered(facts: &Facts, llvm: u32) -> bool {
-    facts
-        .offers
-        .as_ref()
-        .is_some_and(|offers| offers.llvm.contains(&llvm))
+    facts.offers.as_ref().is_some_and(|offers| offers.llvm.contains(&llvm))
 }
 
 /// The name that `rustup run` takes, or any text where there is no rustup.
@@ -164,23 +142,15 @@ fn with_compiler(facts: &Facts, done: &[Step], compiler: &Compiler) -> Plan {
     if let Some(folder) = linked(facts, llvm) {
         let Some(toolchain) = callable(facts, compiler) else {
             return match &compiler.via {
-                Via::System(prefix) => Plan::Do(Step::Link {
-                    prefix: prefix.clone(),
-                }),
-                Via::Rustup(name) => Plan::Do(Step::AddSource {
-                    toolchain: name.clone(),
-                }),
+                Via::System(prefix) => Plan::Do(Step::Link { prefix: prefix.clone() }),
+                Via::Rustup(name) => Plan::Do(Step::AddSource { toolchain: name.clone() }),
             };
         };
         let mut path = vec![folder.to_owned()];
         if let Via::System(prefix) = &compiler.via {
             path.push(prefix.join("bin"));
         }
-        return Plan::Ready(Ebpf {
-            toolchain,
-            bootstrap: !compiler.nightly,
-            path,
-        });
+        return Plan::Ready(Ebpf { toolchain, bootstrap: !compiler.nightly, path });
     }
     if facts.llvm.contains(&llvm) {
         return Plan::Do(Step::BuildLinker { llvm });
@@ -192,10 +162,7 @@ fn with_compiler(facts: &Facts, done: &[Step], compiler: &Compiler) -> Plan {
             why: "bpf-linker is built with it",
         });
     }
-    let wanted = format!(
-        "{package}, or bpf-linker {} with LLVM {llvm} in PATH",
-        linker::VERSION
-    );
+    let wanted = format!("{package}, or bpf-linker {} with LLVM {llvm} in PATH", linker::VERSION);
     let step = ask(facts, done, &wanted);
     // A compiler whose linker cannot be had is no better than none: Debian's has its LLVM beside it.
     step.map_or_else(|| debian(facts, done, wanted), Plan::Do)
@@ -211,9 +178,7 @@ fn without_compiler(facts: &Facts, done: &[Step]) -> Plan {
         // The active one builds the rest, so it is known to work.
         .max_by_key(|name| facts.active.as_ref() == Some(*name));
     if let Some(toolchain) = toolchain {
-        let step = Step::AddSource {
-            toolchain: toolchain.clone(),
-        };
+        let step = Step::AddSource { toolchain: toolchain.clone() };
         if !done.contains(&step) {
             return Plan::Do(step);
         }
@@ -227,10 +192,7 @@ fn debian(facts: &Facts, done: &[Step], wanted: String) -> Plan {
     let usable = offers.clone().find(|(_, version)| *version >= oldest());
     if let Some((packages, _)) = usable {
         let packages = packages.iter().map(|&package| package.to_owned()).collect();
-        let step = Step::Install {
-            packages,
-            why: "a compiler with its library source, for eBPF",
-        };
+        let step = Step::Install { packages, why: "a compiler with its library source, for eBPF" };
         if !done.contains(&step) {
             return Plan::Do(step);
         }
@@ -238,9 +200,7 @@ fn debian(facts: &Facts, done: &[Step], wanted: String) -> Plan {
     if let Some(step) = ask(facts, done, &wanted) {
         return Plan::Do(step);
     }
-    let folders: Vec<_> = LLVMS
-        .map(|llvm| llvm_folder(llvm).display().to_string())
-        .into();
+    let folders: Vec<_> = LLVMS.map(|llvm| llvm_folder(llvm).display().to_string()).into();
     Plan::Stuck(Missing {
         what: wanted,
         cure: format!(
@@ -256,12 +216,8 @@ fn ask(facts: &Facts, done: &[Step], wanted: &str) -> Option<Step> {
     if facts.offers.is_none() {
         return Some(Step::AskDebian);
     }
-    let updated = done
-        .iter()
-        .any(|step| matches!(step, Step::UpdateDebian { .. }));
-    (facts.debian && !updated).then(|| Step::UpdateDebian {
-        wanted: wanted.to_owned(),
-    })
+    let updated = done.iter().any(|step| matches!(step, Step::UpdateDebian { .. }));
+    (facts.debian && !updated).then(|| Step::UpdateDebian { wanted: wanted.to_owned() })
 }
 
 #[cfg(test)]

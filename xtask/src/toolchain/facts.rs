@@ -18,10 +18,8 @@ use crate::{apt, place};
 
 /// Compilers of Debian with what goes with them, the better ones first: the `-web` packages follow
 /// the releases, the others stay at what Debian was released with.
-const SETS: [[&str; 3]; 2] = [
-    ["rustc-web", "cargo-web", "rust-web-src"],
-    ["rustc", "cargo", "rust-src"],
-];
+const SETS: [[&str; 3]; 2] =
+    [["rustc-web", "cargo-web", "rust-web-src"], ["rustc", "cargo", "rust-src"]];
 
 /// How a compiler is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,10 +75,7 @@ pub(super) fn gather(sh: &Shell, offers: Option<Offers>) -> Result<Facts> {
     let rustup = has_rustup();
     let mut places = Vec::new();
     if rustup {
-        let list = cmd!(sh, "rustup toolchain list -v")
-            .quiet()
-            .ignore_stderr()
-            .read()?;
+        let list = cmd!(sh, "rustup toolchain list -v").quiet().ignore_stderr().read()?;
         places.extend(parse_toolchains(&list).map(|(name, path)| {
             let rustc = path.join("bin/rustc");
             (Some(name.to_owned()), rustc)
@@ -136,17 +131,9 @@ fn look_at(sh: &Shell, name: Option<String>, rustc: &Path) -> Option<(Compiler, 
     if !rustc.exists() {
         return None;
     }
-    let sysroot = cmd!(sh, "{rustc} --print sysroot")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .ok()?;
+    let sysroot = cmd!(sh, "{rustc} --print sysroot").quiet().ignore_stderr().read().ok()?;
     let sysroot = Path::new(sysroot.trim()).canonicalize().ok()?;
-    let verbose = cmd!(sh, "{rustc} -vV")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .ok()?;
+    let verbose = cmd!(sh, "{rustc} -vV").quiet().ignore_stderr().read().ok()?;
     let about = parse_verbose(&verbose)?;
     let compiler = Compiler {
         via: name.map_or_else(|| Via::System(sysroot.clone()), Via::Rustup),
@@ -175,11 +162,7 @@ struct About {
 }
 
 fn parse_verbose(text: &str) -> Option<About> {
-    let value = |name| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name))
-            .map(str::trim)
-    };
+    let value = |name| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let release = value("release:")?;
     Some(About {
         version: parse_version(release)?,
@@ -210,10 +193,7 @@ mod tests {
             assert_eq!(
                 found,
                 [
-                    (
-                        "stable-x86_64-unknown-linux-gnu",
-                        PathBuf::from("/opt/a b/stable")
-                    ),
+                    ("stable-x86_64-unknown-linux-gnu", PathBuf::from("/opt/a b/stable")),
                     ("linked", PathBuf::from("/usr")),
                 ]
             );
@@ -236,10 +216,7 @@ mod tests {
         check("1.97.0-nightly", (1, 97), true);
         check("1.97.0-beta.3", (1, 97), false);
         check("1.98.0-dev", (1, 98), true);
-        assert!(
-            parse_verbose("rustc 1.96.0\nrelease: 1.96.0\n").is_none(),
-            "no LLVM, no use"
-        );
+        assert!(parse_verbose("rustc 1.96.0\nrelease: 1.96.0\n").is_none(), "no LLVM, no use");
     }
 
     #[test]

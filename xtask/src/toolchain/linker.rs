@@ -48,10 +48,7 @@ pub(super) fn find(sh: &Shell) -> Result<Vec<Linker>> {
         && let Some(llvm) = shared_llvm(sh, &program)
         && let Some(folder) = program.parent()
     {
-        found.push(Linker {
-            folder: folder.to_owned(),
-            llvm,
-        });
+        found.push(Linker { folder: folder.to_owned(), llvm });
     }
     Ok(found)
 }
@@ -77,20 +74,14 @@ fn fits(version: &str) -> bool {
 /// The linker does not say its LLVM, but the shared library that it was linked against has it in its
 /// name. One that holds LLVM inside stays unknown and is not used.
 fn shared_llvm(sh: &Shell, program: &Path) -> Option<u32> {
-    let libraries = cmd!(sh, "ldd {program}")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .ok()?;
+    let libraries = cmd!(sh, "ldd {program}").quiet().ignore_stderr().read().ok()?;
     parse_shared_llvm(&libraries)
 }
 
 fn parse_shared_llvm(libraries: &str) -> Option<u32> {
     let (_, name) = libraries.split_once("libLLVM")?;
     let number = name.trim_start_matches(['.', '-', 's', 'o']);
-    let end = number
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(number.len());
+    let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
     number.get(..end)?.parse().ok()
 }
 
@@ -129,10 +120,7 @@ fn build_into(sh: &Shell, llvm: u32, staging: &Path, home: &Path) -> Result<()> 
         .env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix)
         .env_remove("CARGO_TARGET_DIR")
         .run()?;
-    ensure!(
-        runs(sh, &staging.join("bin/bpf-linker")),
-        "what was built does not run"
-    );
+    ensure!(runs(sh, &staging.join("bin/bpf-linker")), "what was built does not run");
     if home.exists() {
         if runs(sh, &home.join("bin/bpf-linker")) {
             return Ok(()); // Another build was faster.
@@ -158,21 +146,9 @@ mod tests {
     #[test]
     fn the_llvm_is_read_from_the_name_of_its_library() {
         let check = |libraries, want| assert_eq!(parse_shared_llvm(libraries), want, "{libraries}");
-        check(
-            "\tlibLLVM.so.22.1 => /usr/lib/llvm-22/lib/libLLVM.so.22.1 (0x7f)",
-            Some(22),
-        );
-        check(
-            "\tlibLLVM-14.so.1 => /lib/x86_64-linux-gnu/libLLVM-14.so.1 (0x7f)",
-            Some(14),
-        );
-        check(
-            "\tlibLLVM.so.21.1-rust-1.95.0-stable => not found",
-            Some(21),
-        );
-        check(
-            "\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)",
-            None,
-        );
+        check("\tlibLLVM.so.22.1 => /usr/lib/llvm-22/lib/libLLVM.so.22.1 (0x7f)", Some(22));
+        check("\tlibLLVM-14.so.1 => /lib/x86_64-linux-gnu/libLLVM-14.so.1 (0x7f)", Some(14));
+        check("\tlibLLVM.so.21.1-rust-1.95.0-stable => not found", Some(21));
+        check("\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)", None);
     }
 }

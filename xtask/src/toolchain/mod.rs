@@ -37,10 +37,8 @@ impl Ebpf {
         let path = sh.var_os("PATH").unwrap_or_default();
         let path = env::join_paths(self.path.iter().cloned().chain(env::split_paths(&path)))
             .context("put bpf-linker in front of PATH")?;
-        let mut guards = vec![
-            sh.push_env("TRAFFIC_EBPF_TOOLCHAIN", &self.toolchain),
-            sh.push_env("PATH", path),
-        ];
+        let mut guards =
+            vec![sh.push_env("TRAFFIC_EBPF_TOOLCHAIN", &self.toolchain), sh.push_env("PATH", path)];
         if self.bootstrap {
             guards.push(sh.push_env("TRAFFIC_EBPF_BOOTSTRAP", "1"));
         }
@@ -64,22 +62,14 @@ pub(crate) fn ensure(sh: &Shell, install: bool) -> Result<Ebpf> {
             Plan::Do(step) => step,
         };
         if done.contains(&step) {
-            bail!(
-                "{} went well and changed nothing; still missing: {}",
-                step.cure(),
-                step.what()
-            );
+            bail!("{} went well and changed nothing; still missing: {}", step.cure(), step.what());
         }
         offers = facts.offers;
         match &step {
             // Only looks.
             Step::AskDebian => offers = Some(facts::offers(sh)),
             _ if !install => {
-                return Err(Missing {
-                    what: step.what(),
-                    cure: step.cure(),
-                }
-                .into());
+                return Err(Missing { what: step.what(), cure: step.cure() }.into());
             }
             Step::AddSource { toolchain } => add_source(sh, toolchain),
             Step::UpdateDebian { .. } => {
@@ -91,13 +81,8 @@ pub(crate) fn ensure(sh: &Shell, install: bool) -> Result<Ebpf> {
                 apt::install(sh, true, &packages, why)?;
             }
             Step::Link { prefix } => {
-                eprintln!(
-                    "linking the compiler in {} to rustup as {LINK}",
-                    prefix.display()
-                );
-                cmd!(sh, "rustup toolchain link {LINK} {prefix}")
-                    .quiet()
-                    .run()?;
+                eprintln!("linking the compiler in {} to rustup as {LINK}", prefix.display());
+                cmd!(sh, "rustup toolchain link {LINK} {prefix}").quiet().run()?;
             }
             Step::BuildLinker { llvm } => linker::build(sh, *llvm)?,
         }
@@ -108,9 +93,7 @@ pub(crate) fn ensure(sh: &Shell, install: bool) -> Result<Ebpf> {
 /// May fail: not every rustup can reach a server, and another way follows.
 fn add_source(sh: &Shell, toolchain: &str) {
     eprintln!("installing rustup component rust-src for {toolchain} (to compile eBPF)");
-    let added = cmd!(sh, "rustup component add rust-src --toolchain {toolchain}")
-        .quiet()
-        .run();
+    let added = cmd!(sh, "rustup component add rust-src --toolchain {toolchain}").quiet().run();
     if let Err(err) = added {
         eprintln!("rustup cannot add rust-src ({err:#}); trying Debian's compiler");
     }
