@@ -16,6 +16,9 @@ use crate::maps::{self, COUNTERS, FRAGMENTS, PORT_SLOT, SKIPPED};
 /// Index of the loopback device, the same in every network namespace.
 const LOOPBACK: u32 = 1;
 
+/// In the place of a port: the one that the packet says. No socket has it.
+const OF_THE_PACKET: u16 = 0;
+
 /// Seen from this host.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -26,17 +29,23 @@ pub enum Direction {
 /// Counts one skb. Decides nothing about it.
 #[inline(always)]
 pub fn account(ctx: &impl EbpfContext, link: Link, direction: Direction) {
+    account_for(ctx, link, direction, OF_THE_PACKET);
+}
+
+/// Counts one skb to `port` of this host.
+#[inline(always)]
+fn account_for(ctx: &impl EbpfContext, link: Link, direction: Direction, port: u16) {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
     let linear = Linear::of(skb);
     let offload = offload(skb);
     match parse(&linear, link, offload) {
-        Ok(parsed) => charge(ctx, &linear, parsed, direction),
+        Ok(parsed) => charge(ctx, &linear, parsed, direction, port),
         // Rare: the headers lie outside the linear part, or the packet ends before them.
         Err(packet::Truncated) => {
             let whole = Whole(skb);
             let parsed =
                 parse(&whole, link, offload).unwrap_or_else(|_| packet::truncated(&whole, link));
-            charge(ctx, &whole, parsed, direction);
+            charge(ctx, &whole, parsed, direction, port);
         }
     }
 }
@@ -50,12 +59,35 @@ pub fn account_socket(ctx: &impl EbpfContext, direction: Direction) {
     if ifindex == LOOPBACK {
         skipped(skip::LOOPBACK, Amount { bytes: len as u64, packets: 1 }, direction);
     } else {
-        account(ctx, Link::Bare, direction);
+        // A NAT rule has written another port into what leaves, but not yet into what enters.
+        let port = match direction {
+            Direction::Input => OF_THE_PACKET,
+            Direction::Output => port_of_socket(skb),
+        };
+        account_for(ctx, Link::Bare, direction, port);
     }
 }
 
+/// The port that the sending socket has.
 #[inline(always)]
-fn charge(ctx: &impl EbpfContext, pkt: &impl PacketReader, parsed: Parsed, direction: Direction) {
+fn port_of_socket(skb: *const __sk_buff) -> u16 {
+    // SAFETY: the kernel gave the context; reading the pointer gives a socket or null.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return OF_THE_PACKET;
+    }
+    // SAFETY: the kernel keeps the socket of an skb while it is looked at. Host byte order.
+    unsafe { (*socket).src_port as u16 }
+}
+
+#[inline(always)]
+fn charge(
+    ctx: &impl EbpfContext,
+    pkt: &impl PacketReader,
+    parsed: Parsed,
+    direction: Direction,
+    port: u16,
+) {
     let flow = match parsed {
         Parsed::Flow(flow) => flow,
         Parsed::Skip { reason, amount } => return skipped(reason, amount, direction),
@@ -71,9 +103,9 @@ fn charge(ctx: &impl EbpfContext, pkt: &impl PacketReader, parsed: Parsed, direc
         flow.amount.packets
     );
     let (slot_and_one, lane) = match flow.place {
-        Place::Whole => (slot_of(&flow, direction), flow.lane),
+        Place::Whole => (slot_of(&flow, direction, port), flow.lane),
         Place::First(of) => {
-            let slot = slot_of(&flow, direction);
+            let slot = slot_of(&flow, direction, port);
             if let Ok(key) = packet::fragment_key(pkt, of, direction as u8) {
                 let value = u32::from(slot) | u32::from(flow.lane) << 16;
                 // A full table evicts its oldest entry, so this fails only without memory; then
@@ -107,10 +139,11 @@ fn charge(ctx: &impl EbpfContext, pkt: &impl PacketReader, parsed: Parsed, direc
 
 /// `slot + 1` of the port that this host uses in the flow, or 0.
 #[inline(always)]
-fn slot_of(flow: &Flow, direction: Direction) -> u16 {
-    let port = match direction {
-        Direction::Input => flow.destination_port,
-        Direction::Output => flow.source_port,
+fn slot_of(flow: &Flow, direction: Direction, port: u16) -> u16 {
+    let port = match (port, direction) {
+        (OF_THE_PACKET, Direction::Input) => flow.destination_port,
+        (OF_THE_PACKET, Direction::Output) => flow.source_port,
+        (port, _) => port,
     };
     let Some(table) = PORT_SLOT.get_ptr(0) else {
         return 0;
