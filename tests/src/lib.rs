@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod capture;
+pub mod cgroup;
 pub mod corpus;
 pub mod craft;
 pub mod daemon;

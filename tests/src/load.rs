@@ -3,7 +3,7 @@
 //! A socket belongs to the namespace in which it was made, so any thread may use it afterwards.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
@@ -118,26 +118,45 @@ pub fn segmented(from: &UdpSocket, to: &UdpSocket, bytes: usize, size: u16) {
 /// When anything else arrives.
 #[track_caller]
 pub fn tcp(from: &Device, to: &Device, ipv6: bool, port: u16, bytes: u64) {
-    let listener = socket(&to.ns, (to.ip(ipv6), port).into(), Type::STREAM);
-    listener.listen(1).expect("listen");
-    let client = socket(&from.ns, (from.ip(ipv6), port).into(), Type::STREAM);
-    let address = SockAddr::from(SocketAddr::from((to.ip(ipv6), port)));
-    let server = thread::spawn(move || {
-        let (socket, _) = listener.accept().expect("accept a connection");
-        // An accepted socket does not inherit the deadline.
-        socket.set_read_timeout(Some(DEADLINE)).expect("a deadline");
-        io::copy(&mut TcpStream::from(socket), &mut io::sink()).expect("receive a stream")
-    });
-    client.connect(&address).expect("connect");
-    let mut client = TcpStream::from(client);
-    let sent = io::copy(&mut io::repeat(0x5a).take(bytes), &mut client).expect("send a stream");
-    client.flush().expect("send a stream");
-    client.shutdown(std::net::Shutdown::Write).expect("end the stream");
-    let mut rest = Vec::new();
-    client.read_to_end(&mut rest).expect("wait for the other end");
-    let arrived = server.join().expect("the receiver");
-    assert_eq!((sent, arrived, rest.len()), (bytes, bytes, 0));
+    transfer(&tcp_socket(from, ipv6, port), &tcp_socket(to, ipv6, port), bytes);
     settled(&[&from.ns, &to.ns]);
+}
+
+/// A TCP socket on a device's address, for [`transfer`].
+///
+/// # Panics
+///
+/// When the port is taken.
+pub fn tcp_socket(device: &Device, ipv6: bool, port: u16) -> Socket {
+    socket(&device.ns, (device.ip(ipv6), port).into(), Type::STREAM)
+}
+
+/// Connects the first socket to the second, sends so many bytes and ends the connection.
+///
+/// # Panics
+///
+/// When anything else arrives.
+#[track_caller]
+pub fn transfer(from: &Socket, to: &Socket, bytes: u64) {
+    to.listen(1).expect("listen");
+    let address = to.local_addr().expect("the address of a socket");
+    let (sent, arrived) = thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            let (socket, _) = to.accept().expect("accept a connection");
+            // An accepted socket does not inherit the deadline.
+            socket.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+            io::copy(&mut TcpStream::from(socket), &mut io::sink()).expect("receive a stream")
+        });
+        from.connect(&address).expect("connect");
+        let mut from = from;
+        let sent = io::copy(&mut io::repeat(0x5a).take(bytes), &mut from).expect("send a stream");
+        from.shutdown(std::net::Shutdown::Write).expect("end the stream");
+        // The other end closes when it has read all, and this one leaves the connection first.
+        let rest = from.read(&mut [0]).expect("wait for the other end");
+        assert_eq!(rest, 0);
+        (sent, server.join().expect("the receiver"))
+    });
+    assert_eq!((sent, arrived), (bytes, bytes));
 }
 
 /// Waits until no TCP connection of these namespaces can send anything any more: all are closed, and

@@ -1,6 +1,7 @@
 //! The tests.
 
 mod bytecode;
+mod cgroup;
 mod cli;
 mod coexist;
 mod lifecycle;
