@@ -65,7 +65,7 @@ fn main() -> Result<()> {
 fn drop_dwarf(path: &Path) -> Result<()> {
     let data = fs::read(path)?;
     let mut object = Builder::read(&*data)?;
-    for section in object.sections.iter_mut() {
+    for section in &mut object.sections {
         let name = section.name.to_string();
         section.delete = name.starts_with(".debug") || name.starts_with(".rel.debug");
     }

@@ -11,10 +11,7 @@ use std::{
 use jiff::SignedDuration;
 use toml::de::{DeTable, DeValue};
 
-use crate::{
-    accounting::ident::{GroupError, Groups},
-    meter::ebpf::Hook,
-};
+use crate::accounting::ident::{GroupError, Groups, Hook};
 
 /// Read when it is there and no other is named.
 pub const DEFAULT_CONFIG: &str = "/etc/traffic/traffic.toml";

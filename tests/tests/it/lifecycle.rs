@@ -86,6 +86,16 @@ impl Drop for Load {
     }
 }
 
+/// A daemon whose ticks never come: only the document after the signal can know.
+fn silent(site: &Site, load: &Load, meter: &str) -> Daemon {
+    let args = ["run", "--output", "json", "--interval", "1h", "--iface", "eth0"];
+    let mut command = site.traffic(&load.host, &args);
+    command.args(["--ports", "5000/udp", "--meter", meter]);
+    let mut daemon = Daemon::spawn(command);
+    daemon.counts_on(&["eth0"]);
+    daemon
+}
+
 /// A daemon that counts the sender's port.
 fn start(site: &Site, load: &Load, meter: &str, more: &[&str]) -> Daemon {
     let mut args = vec!["--iface", "eth0", "--ports", "5000/udp", "--meter", meter];
@@ -124,8 +134,7 @@ fn the_last_document_has_every_packet_until_the_signal() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
     for meter in ["tcx", "tc"] {
         let (site, mut load) = (Site::new(), Load::new());
-        // A tick that never comes: only the document after the signal can know.
-        let daemon = start(&site, &load, meter, &["--interval", "1h"]);
+        let daemon = silent(&site, &load, meter);
         load.begin();
         load.goes_on();
         let sent = load.end();
@@ -174,7 +183,7 @@ fn a_kill_leaves_filters_of_clsact_and_clean_or_the_next_start_removes_them() {
     assert_eq!(site.run(&load.host, &["clean"]).stdout, "nothing of ours is here\n");
 
     start(&site, &load, "tc", &[]).kill();
-    let daemon = start(&site, &load, "tc", &["--interval", "1h"]);
+    let daemon = silent(&site, &load, "tc");
     load.begin();
     load.goes_on();
     let sent = load.end();
@@ -285,7 +294,7 @@ fn a_change_over_that_is_cut_short_is_finished_by_the_next_start() {
 fn a_second_daemon_says_so_and_the_first_counts_on() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
     let (site, mut load) = (Site::new(), Load::new());
-    let daemon = start(&site, &load, "tcx", &["--interval", "1h"]);
+    let daemon = silent(&site, &load, "tcx");
     load.begin();
     load.goes_on();
     let other = Site::new();

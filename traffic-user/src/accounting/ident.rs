@@ -7,6 +7,31 @@ use std::{fmt, str::FromStr};
 /// The kernel side keeps the text beside the counters, so that they explain themselves.
 pub const GROUP_TEXT_LIMIT: usize = 248;
 
+/// Where the programs stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// tcx links (kernel 6.6 and later).
+    Tcx,
+    /// A clsact qdisc with direct-action filters.
+    Tc,
+    /// `cgroup_skb` at a cgroup2 folder.
+    Cgroup,
+}
+
+impl Hook {
+    /// In the order in which `auto` tries them.
+    pub const ALL: [Self; 3] = [Self::Tcx, Self::Tc, Self::Cgroup];
+
+    /// As the outputs write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Tc => "tc",
+            Self::Cgroup => "cgroup",
+        }
+    }
+}
+
 /// Which of the two transports a group counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {

@@ -42,7 +42,7 @@ pub enum MeterError {
 
     /// The object or its maps could not be made.
     #[error("cannot create the eBPF maps")]
-    Object(#[source] Box<aya::EbpfError>),
+    Object(#[source] Box<dyn std::error::Error + Send + Sync>),
 
     /// A map could not be read or written.
     #[error("cannot {doing} the map {map}")]

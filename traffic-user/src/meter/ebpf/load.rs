@@ -68,7 +68,7 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
     }
     loader.load(OBJECT).map_err(|error| match denied(&error) {
         true => MeterError::Denied { doing: "create the eBPF maps", capability: "CAP_BPF".into() },
-        false => MeterError::Object(Box::new(error)),
+        false => MeterError::Object(cause(error)),
     })
 }
 

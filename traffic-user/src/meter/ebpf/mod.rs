@@ -37,6 +37,7 @@ use crate::accounting::{
 };
 use crate::fault;
 
+pub use crate::accounting::ident::Hook;
 pub use pinned::Pinned;
 pub use pins::DEFAULT_PINS;
 pub use trial::try_all;
@@ -47,41 +48,16 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// Slots of the smallest set of maps. A few hundred KiB, and room for groups that come later.
 const LEAST_SLOTS: u32 = 1024;
 
-/// Where the programs stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Hook {
-    /// tcx links (kernel 6.6 and later).
-    Tcx,
-    /// A clsact qdisc with direct-action filters.
-    Tc,
-    /// `cgroup_skb` at a cgroup2 folder.
-    Cgroup,
+const fn hook_number(hook: Hook) -> u32 {
+    match hook {
+        Hook::Tcx => hook::TCX,
+        Hook::Tc => hook::TC,
+        Hook::Cgroup => hook::CGROUP,
+    }
 }
 
-impl Hook {
-    /// In the order in which `auto` tries them.
-    pub const ALL: [Self; 3] = [Self::Tcx, Self::Tc, Self::Cgroup];
-
-    /// As the outputs write it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tcx => "tcx",
-            Self::Tc => "tc",
-            Self::Cgroup => "cgroup",
-        }
-    }
-
-    const fn number(self) -> u32 {
-        match self {
-            Self::Tcx => hook::TCX,
-            Self::Tc => hook::TC,
-            Self::Cgroup => hook::CGROUP,
-        }
-    }
-
-    fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|hook| hook.number() == number)
-    }
+fn hook_from(number: u32) -> Option<Hook> {
+    Hook::ALL.into_iter().find(|hook| hook_number(*hook) == number)
 }
 
 /// How to count.
@@ -207,7 +183,7 @@ impl EbpfMeter {
         groups: &Groups,
     ) -> Result<Self, MeterError> {
         pins.prepare()?;
-        let hook = Hook::from_number(found.meta().hook).unwrap_or(Hook::Tcx);
+        let hook = hook_from(found.meta().hook).unwrap_or(Hook::Tcx);
         let present = Facts::gather()?.devices;
         let mut attachments = Attachments::new(hook, Some(pins.links()));
         let fits = found.fits(groups);
@@ -405,7 +381,7 @@ fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError
     if !options.persist {
         return Err(other("go on counting; run with --persist to take them over".into()));
     }
-    match (Hook::from_number(meta.hook), options.hook) {
+    match (hook_from(meta.hook), options.hook) {
         (Some(found), Some(wanted)) if found != wanted => {
             let (found, wanted) = (found.name(), wanted.name());
             Err(other(format!("count at {found}, and --meter {wanted} was asked for")))
@@ -445,7 +421,7 @@ fn describe(hook: Hook, slots: u32) -> Result<Meta, MeterError> {
         counter_size: size(abi::Counters::SIZE),
         slots_used: 0,
         reasons: skip::REASONS,
-        hook: hook.number(),
+        hook: hook_number(hook),
         group_size: size(abi::Group::SIZE),
         netns: lock::netns()?,
         carry: abi::carry::NONE,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Hook, attach, coverage, load, maps::Maps, pins::Pins};
+use super::{Hook, attach, coverage, hook_from, load, maps::Maps, pins::Pins};
 use crate::{
     accounting::reading::Snapshot,
     meter::{
@@ -36,7 +36,7 @@ impl Pinned {
             false => error,
         })?;
         let number = maps.meta().hook;
-        let hook = Hook::from_number(number).ok_or_else(|| MeterError::Foreign {
+        let hook = hook_from(number).ok_or_else(|| MeterError::Foreign {
             path: folder.into(),
             reason: format!("its hook {number} is not known to this version"),
         })?;
