@@ -31,21 +31,11 @@ struct Instruction {
 
 /// `r0 = immediate`
 const fn mov(immediate: i32) -> Instruction {
-    Instruction {
-        code: 0xb7,
-        registers: 0,
-        offset: 0,
-        immediate,
-    }
+    Instruction { code: 0xb7, registers: 0, offset: 0, immediate }
 }
 
 /// `exit`
-const EXIT: Instruction = Instruction {
-    code: 0x95,
-    registers: 0,
-    offset: 0,
-    immediate: 0,
-};
+const EXIT: Instruction = Instruction { code: 0x95, registers: 0, offset: 0, immediate: 0 };
 
 /// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads first; a shorter one than the kernel's
 /// means zeros in the rest.
@@ -173,20 +163,12 @@ pub fn test_run(program: BorrowedFd<'_>, input: Input<'_>) -> io::Result<Output>
     // SAFETY: the attribute, the packet and the context live until the call returns; the kernel reads
     // as many bytes of each as it is told, and writes to the attribute alone.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_TEST_RUN,
-            &raw mut attr,
-            size_of::<RunAttr>(),
-        )
+        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<RunAttr>())
     };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(Output {
-        retval: attr.retval.cast_signed(),
-        nanoseconds: attr.duration,
-    })
+    Ok(Output { retval: attr.retval.cast_signed(), nanoseconds: attr.duration })
 }
 
 /// A loaded program that belongs to nobody else and goes away with this value.
@@ -210,12 +192,7 @@ impl Program {
         // SAFETY: the attribute and all that it points at live until the call returns, and lengths
         // are those of the arrays.
         let fd = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_PROG_LOAD,
-                &raw const attr,
-                size_of::<LoadAttr>(),
-            )
+            libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<LoadAttr>())
         };
         if fd < 0 {
             return Err(io::Error::last_os_error());

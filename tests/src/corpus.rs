@@ -30,13 +30,8 @@ use traffic_ebpf::{
 };
 
 /// Ports that every test of the corpus watches, and whether for UDP as well as for TCP.
-pub const WATCHED: [(u16, bool); 5] = [
-    (1, true),
-    (53, true),
-    (443, true),
-    (8443, false),
-    (65_535, true),
-];
+pub const WATCHED: [(u16, bool); 5] =
+    [(1, true), (53, true), (443, true), (8443, false), (65_535, true)];
 
 /// Which of a packet's ports is this host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,23 +121,14 @@ pub fn named(name: &str) -> Case {
 }
 
 fn read(path: &Path) -> Case {
-    let name = path
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .to_string();
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().to_string();
     let text = fs::read_to_string(path).unwrap_or_else(|err| panic!("{name}.hex: {err}"));
     parse(&name, &text).unwrap_or_else(|err| panic!("{name}.hex: {err}"))
 }
 
 fn parse(name: &str, text: &str) -> Result<Case, String> {
-    let (head, body) = text
-        .split_once("\n\n")
-        .ok_or("no empty line before the bytes")?;
-    let why: Vec<&str> = head
-        .lines()
-        .filter_map(|line| line.strip_prefix("# "))
-        .collect();
+    let (head, body) = text.split_once("\n\n").ok_or("no empty line before the bytes")?;
+    let why: Vec<&str> = head.lines().filter_map(|line| line.strip_prefix("# ")).collect();
     if why.is_empty() {
         return Err("no line that says what it would catch".to_owned());
     }

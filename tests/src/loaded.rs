@@ -125,43 +125,32 @@ impl Loaded {
     /// Whether the stripe that belongs to user space is untouched.
     pub fn carried_over_is_zero(&self) -> bool {
         let from = abi::counter_index(self.stripes - 1, self.slots, 0, 0) as usize * 4;
-        self.counters.words::<AtomicU64>()[from..]
-            .iter()
-            .all(|word| word.load(Relaxed) == 0)
+        self.counters.words::<AtomicU64>()[from..].iter().all(|word| word.load(Relaxed) == 0)
     }
 
     /// All of `SKIPPED`, summed over the CPUs: what the programs count, then what no program writes.
     pub fn skipped(&self) -> Vec<Counters> {
-        let skipped: PerCpuArray<_, [u64; 4]> = map(&self.ebpf, maps::SKIPPED)
-            .try_into()
-            .expect("a per-CPU array");
+        let skipped: PerCpuArray<_, [u64; 4]> =
+            map(&self.ebpf, maps::SKIPPED).try_into().expect("a per-CPU array");
         let sum = |reason| {
             let values = skipped.get(&reason, 0).expect("read SKIPPED");
-            values
-                .iter()
-                .fold(Counters::default(), |sum, &[a, b, c, d]| {
-                    sum.plus(Counters {
-                        input_bytes: a,
-                        input_packets: b,
-                        output_bytes: c,
-                        output_packets: d,
-                    })
+            values.iter().fold(Counters::default(), |sum, &[a, b, c, d]| {
+                sum.plus(Counters {
+                    input_bytes: a,
+                    input_packets: b,
+                    output_bytes: c,
+                    output_packets: d,
                 })
+            })
         };
         (0..2 * skip::REASONS).map(sum).collect()
     }
 
     /// Empties the table of fragments.
     pub fn forget_fragments(&mut self) {
-        let fragments = self
-            .ebpf
-            .map_mut(maps::FRAGMENTS)
-            .expect("the object has FRAGMENTS");
+        let fragments = self.ebpf.map_mut(maps::FRAGMENTS).expect("the object has FRAGMENTS");
         let mut fragments: HashMap<_, [u8; 40], u32> = fragments.try_into().expect("a hash table");
-        let keys: Vec<_> = fragments
-            .keys()
-            .map(|key| key.expect("a key of FRAGMENTS"))
-            .collect();
+        let keys: Vec<_> = fragments.keys().map(|key| key.expect("a key of FRAGMENTS")).collect();
         for key in keys {
             fragments.remove(&key).expect("remove from FRAGMENTS");
         }
@@ -169,8 +158,7 @@ impl Loaded {
 }
 
 fn map<'a>(ebpf: &'a Ebpf, name: &str) -> &'a Map {
-    ebpf.map(name)
-        .unwrap_or_else(|| panic!("the object has no map {name}"))
+    ebpf.map(name).unwrap_or_else(|| panic!("the object has no map {name}"))
 }
 
 /// An array of the kernel in this process.
@@ -193,21 +181,10 @@ impl Mapping {
         let length = NonZeroUsize::new(bytes).expect("an array has entries");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses.
-        let start = unsafe {
-            mmap(
-                None,
-                length,
-                protection,
-                MapFlags::MAP_SHARED,
-                map.fd().as_fd(),
-                0,
-            )
-        }
-        .expect("map an array of the kernel");
-        Self {
-            start: start.cast(),
-            length,
-        }
+        let start =
+            unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) }
+                .expect("map an array of the kernel");
+        Self { start: start.cast(), length }
     }
 
     fn words<T: Word>(&self) -> &[T] {

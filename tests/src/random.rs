@@ -28,19 +28,11 @@ pub fn packet() -> impl Strategy<Value = Packet> {
     (link(), offload(), ip, damage()).prop_map(|((link, mut bytes), offload, ip, damage)| {
         let (version, ip) = ip;
         if let [.., high, low] = bytes.as_mut_slice() {
-            [*high, *low] = if version == 4 {
-                [0x08, 0x00]
-            } else {
-                [0x86, 0xdd]
-            };
+            [*high, *low] = if version == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
         }
         bytes.extend(ip);
         damage.apply(&mut bytes);
-        Packet {
-            link,
-            offload,
-            bytes,
-        }
+        Packet { link, offload, bytes }
     })
 }
 
@@ -55,11 +47,7 @@ fn link() -> impl Strategy<Value = (Link, Vec<u8>)> {
     let ethernet = (tags, any::<bool>(), any::<[u8; 12]>()).prop_map(|(tags, provider, start)| {
         let mut bytes = start.to_vec();
         for tag in 0..tags {
-            let kind = if tag == 0 && provider {
-                [0x88, 0xa8]
-            } else {
-                [0x81, 0x00]
-            };
+            let kind = if tag == 0 && provider { [0x88, 0xa8] } else { [0x81, 0x00] };
             bytes.extend(kind);
             bytes.extend([0, 100]);
         }
@@ -103,15 +91,8 @@ fn v4() -> impl Strategy<Value = (u8, Vec<u8>)> {
         1 => any::<u16>(),
     ];
     let protocol = prop_oneof![4 => Just(6u8), 4 => Just(17u8), 1 => any::<u8>()];
-    (
-        words,
-        fragment,
-        protocol,
-        length_error(),
-        any::<u8>(),
-        any::<[u8; 8]>(),
-    )
-        .prop_flat_map(|(words, fragment, protocol, error, id, addresses)| {
+    (words, fragment, protocol, length_error(), any::<u8>(), any::<[u8; 8]>()).prop_flat_map(
+        |(words, fragment, protocol, error, id, addresses)| {
             (transport(protocol), any::<[u8; 40]>()).prop_map(move |(rest, options)| {
                 // Few datagrams, so that fragments meet.
                 let addresses = addresses.map(|byte| byte & 1);
@@ -126,27 +107,20 @@ fn v4() -> impl Strategy<Value = (u8, Vec<u8>)> {
                 bytes.extend(rest);
                 (4, bytes)
             })
-        })
+        },
+    )
 }
 
 fn v6() -> impl Strategy<Value = (u8, Vec<u8>)> {
     let kind = prop_oneof![Just(0u8), Just(43), Just(44), Just(51), Just(60), Just(44),];
-    let header = (
-        kind,
-        0u8..3,
-        prop_oneof![Just(0u16), Just(1), 0u16..40, any::<u16>()],
-        0u8..2,
-    );
+    let header = (kind, 0u8..3, prop_oneof![Just(0u16), Just(1), 0u16..40, any::<u16>()], 0u8..2);
     let protocol = prop_oneof![4 => Just(6u8), 4 => Just(17u8), 1 => Just(58u8), 1 => any::<u8>()];
     let headers = prop_oneof![2 => Just(vec![]), 2 => several(header.clone(), 1..3), 1 => several(header, 3..11)];
     (headers, protocol, length_error(), any::<[u8; 2]>()).prop_flat_map(
         |(headers, protocol, error, addresses)| {
             transport(protocol).prop_map(move |rest| {
-                let kinds: Vec<u8> = headers
-                    .iter()
-                    .map(|header| header.0)
-                    .chain([protocol])
-                    .collect();
+                let kinds: Vec<u8> =
+                    headers.iter().map(|header| header.0).chain([protocol]).collect();
                 let mut chain = Vec::new();
                 for (&(kind, long, fragment, id), next) in headers.iter().zip(&kinds[1..]) {
                     chain.push(*next);
@@ -183,14 +157,8 @@ fn v6() -> impl Strategy<Value = (u8, Vec<u8>)> {
 
 /// A TCP or UDP header, by the protocol, and up to 300 bytes.
 fn transport(protocol: u8) -> impl Strategy<Value = Vec<u8>> {
-    let port = prop_oneof![
-        Just(443u16),
-        Just(53),
-        Just(8443),
-        Just(1),
-        Just(65_535),
-        any::<u16>(),
-    ];
+    let port =
+        prop_oneof![Just(443u16), Just(53), Just(8443), Just(1), Just(65_535), any::<u16>(),];
     let words = prop_oneof![3 => Just(5u8), 1 => Just(8u8), 1 => 0u8..=15];
     (port.clone(), port, words, 0usize..300).prop_map(
         move |(source, destination, words, payload)| {
@@ -198,24 +166,7 @@ fn transport(protocol: u8) -> impl Strategy<Value = Vec<u8>> {
             bytes.extend(source.to_be_bytes());
             bytes.extend(destination.to_be_bytes());
             if protocol == 6 {
-                bytes.extend([
-                    0,
-                    0,
-                    0,
-                    1,
-                    0,
-                    0,
-                    0,
-                    1,
-                    words << 4,
-                    0x10,
-                    0xff,
-                    0xff,
-                    0,
-                    0,
-                    0,
-                    0,
-                ]);
+                bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, words << 4, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
                 bytes.resize(bytes.len() + usize::from(words).saturating_sub(5) * 4, 1);
             } else {
                 bytes.extend(stated(8 + payload, Some(0)));

@@ -28,7 +28,7 @@ use kernel::{Answer, Hook, Kernel, To, on_a_device};
 /// The verifier may look at so many instructions of one program, and no more: a change that makes
 /// the programs much harder to verify shall be noticed here, not on an older kernel. The kernel's
 /// own limit is a million.
-const MOST_VERIFIED: u32 = 450_000;
+const MOST_VERIFIED: u32 = 60_000;
 
 /// What a test run does not take: more than a page, or less than an IP header.
 const NOT_TAKEN: [&str; 10] = [
@@ -50,18 +50,11 @@ const SIDES: [Side; 2] = [Side::Input, Side::Output];
 fn wanted(case: &Case) -> Answer {
     let to = match case.charge {
         Charge::Skipped(reason) => To::Skipped(reason),
-        Charge::Port(port) => To::Slot(
-            kernel::slot_of_watched(port),
-            case.flow.expect("has ports").0,
-        ),
+        Charge::Port(port) => {
+            To::Slot(kernel::slot_of_watched(port), case.flow.expect("has ports").0)
+        }
     };
-    Answer {
-        to,
-        amount: Amount {
-            bytes: case.bytes,
-            packets: case.packets,
-        },
-    }
+    Answer { to, amount: Amount { bytes: case.bytes, packets: case.packets } }
 }
 
 fn hook_of(case: &Case) -> Hook {
@@ -159,11 +152,7 @@ fn the_loaded_programs_count_random_packets_as_the_parser_does() {
                 .collect::<Vec<_>>()
         });
         // Always the same packets: a failure here is found again by the next run.
-        let config = Config {
-            cases: 1500,
-            failure_persistence: None,
-            ..Config::default()
-        };
+        let config = Config { cases: 1500, failure_persistence: None, ..Config::default() };
         let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
         TestRunner::new_with_rng(config, rng)
             .run(&packets, |packets| {
@@ -196,10 +185,8 @@ fn fragments_are_charged_where_their_first_one_was() {
                 .expect("long enough")
                 .to
         };
-        let (udp4, udp6) = (
-            To::Slot(kernel::slot_of_watched(53), 2),
-            To::Slot(kernel::slot_of_watched(53), 3),
-        );
+        let (udp4, udp6) =
+            (To::Slot(kernel::slot_of_watched(53), 2), To::Slot(kernel::slot_of_watched(53), 3));
         let (orphan, unwatched) = (To::Skipped(skip::FRAGMENT), To::Skipped(skip::UNWATCHED));
 
         // Before the first one nothing is known; after it, all that follow are its group's, in any
@@ -223,10 +210,7 @@ fn fragments_are_charged_where_their_first_one_was() {
         assert_eq!(charge("v6-fragment-middle", Side::Input), udp6);
         assert_eq!(charge("v6-fragment-last", Side::Input), udp6);
         assert_eq!(charge("v6-fragment-later-of-options", Side::Input), orphan);
-        assert_eq!(
-            charge("v6-fragment-first-behind-options", Side::Input),
-            udp6
-        );
+        assert_eq!(charge("v6-fragment-first-behind-options", Side::Input), udp6);
         assert_eq!(charge("v6-fragment-later-of-options", Side::Input), udp6);
         // Nothing follows an atomic fragment, and nothing is remembered of it.
         assert_eq!(
@@ -251,19 +235,11 @@ fn every_lane_has_counters_of_its_own_in_both_directions() {
         loaded.watch(udp, 40_000, Some(1));
         loaded.watch(udp, 53, Some(1));
     }
-    let lanes = [
-        ("v4-tcp", 40),
-        ("v6-tcp", 60),
-        ("v4-udp", 32),
-        ("v6-udp", 52),
-    ];
+    let lanes = [("v4-tcp", 40), ("v6-tcp", 60), ("v4-udp", 32), ("v6-udp", 52)];
     let mut want = vec![Counters::default(); 2 * LANES as usize];
     for (lane, (name, bytes)) in lanes.into_iter().enumerate() {
         let packet = corpus::named(name).packet;
-        let input = Input {
-            packet: &packet,
-            ..Input::default()
-        };
+        let input = Input { packet: &packet, ..Input::default() };
         let (times_in, times_out) = (1 + lane as u64, 11 + lane as u64);
         for _ in 0..times_in {
             loaded.run(programs::ETHERNET_IN, input);
@@ -293,38 +269,15 @@ fn every_one_of_65_535_watched_ports_has_its_own_slot() {
             loaded.watch(true, port, Some(slot));
         }
     }
-    let (mut tcp, mut udp) = (
-        corpus::named("v4-tcp").packet,
-        corpus::named("v6-udp").packet,
-    );
+    let (mut tcp, mut udp) = (corpus::named("v4-tcp").packet, corpus::named("v6-udp").packet);
     for port in 1..=u16::MAX {
         tcp[36..38].copy_from_slice(&port.to_be_bytes());
         udp[54..56].copy_from_slice(&port.to_be_bytes());
-        loaded.run(
-            programs::ETHERNET_IN,
-            Input {
-                packet: &tcp,
-                ..Input::default()
-            },
-        );
-        loaded.run(
-            programs::ETHERNET_OUT,
-            Input {
-                packet: &udp,
-                ..Input::default()
-            },
-        );
+        loaded.run(programs::ETHERNET_IN, Input { packet: &tcp, ..Input::default() });
+        loaded.run(programs::ETHERNET_OUT, Input { packet: &udp, ..Input::default() });
     }
-    let input = Counters {
-        input_bytes: 40,
-        input_packets: 1,
-        ..Counters::default()
-    };
-    let output = Counters {
-        output_bytes: 52,
-        output_packets: 1,
-        ..Counters::default()
-    };
+    let input = Counters { input_bytes: 40, input_packets: 1, ..Counters::default() };
+    let output = Counters { output_bytes: 52, output_packets: 1, ..Counters::default() };
     let none = Counters::default();
     for (slot, lanes) in loaded.counters().chunks(LANES as usize).enumerate() {
         assert_eq!(lanes, [input, none, none, output], "slot {slot}");
@@ -340,18 +293,10 @@ fn traffic_of_the_host_with_itself_is_skipped_at_a_cgroup_only() {
     loaded.watch(false, 443, Some(0));
     let packet = corpus::named("v4-tcp").packet;
     // Without a device a test run's packet comes from loopback.
-    let input = Input {
-        packet: &packet,
-        ..Input::default()
-    };
+    let input = Input { packet: &packet, ..Input::default() };
     assert_eq!(loaded.run(programs::CGROUP_IN, input).retval, 1);
     assert_eq!(loaded.run(programs::CGROUP_OUT, input).retval, 1);
-    let one = Counters {
-        input_bytes: 40,
-        input_packets: 1,
-        output_bytes: 40,
-        output_packets: 1,
-    };
+    let one = Counters { input_bytes: 40, input_packets: 1, output_bytes: 40, output_packets: 1 };
     assert_eq!(loaded.skipped()[skip::LOOPBACK as usize], one);
     assert_eq!(loaded.counter(0, 0), Counters::default());
     // At tc it counts: somebody has named the device.
@@ -367,31 +312,13 @@ fn headers_outside_the_linear_part_are_counted_by_the_slow_path() {
         loaded.watch(udp, 443, Some(0));
     }
     // Ethernet in the linear part, the rest in a fragment of the skb.
-    let Case {
-        packet,
-        offload,
-        bytes,
-        packets,
-        ..
-    } = corpus::named("v4-gso");
-    let Offload {
-        segments: gso_segs,
-        size: gso_size,
-    } = offload;
-    let input = Input {
-        packet: &packet,
-        gso_segs,
-        gso_size,
-        linear: 14,
-        ..Input::default()
-    };
+    let Case { packet, offload, bytes, packets, .. } = corpus::named("v4-gso");
+    let Offload { segments: gso_segs, size: gso_size } = offload;
+    let input = Input { packet: &packet, gso_segs, gso_size, linear: 14, ..Input::default() };
     match bpf::test_run(loaded.program(programs::ETHERNET_IN), input) {
         Ok(_) => {
             let counters = loaded.counter(0, 0);
-            assert_eq!(
-                (counters.input_bytes, counters.input_packets),
-                (bytes, packets)
-            );
+            assert_eq!((counters.input_bytes, counters.input_packets), (bytes, packets));
         }
         Err(err) if err.kind() == io::ErrorKind::InvalidInput => {
             eprintln!("skipped: this kernel's test run makes no such skb; the network tier does");
@@ -408,10 +335,7 @@ fn the_verifier_has_little_to_do() {
         match loaded.verified_instructions(name) {
             Some(count) => {
                 eprintln!("{name}: {count} instructions verified");
-                assert!(
-                    count <= MOST_VERIFIED,
-                    "{name}: {count} instructions verified"
-                );
+                assert!(count <= MOST_VERIFIED, "{name}: {count} instructions verified");
             }
             None => {
                 eprintln!("{name}: this kernel does not tell how many instructions it verified")
@@ -423,11 +347,6 @@ fn the_verifier_has_little_to_do() {
 #[test]
 fn every_watched_port_of_the_corpus_is_charged_by_some_packet() {
     for (port, _) in WATCHED {
-        assert!(
-            corpus::all()
-                .iter()
-                .any(|case| case.charge == Charge::Port(port)),
-            "port {port}"
-        );
+        assert!(corpus::all().iter().any(|case| case.charge == Charge::Port(port)), "port {port}");
     }
 }

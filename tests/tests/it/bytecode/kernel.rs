@@ -77,10 +77,7 @@ pub(super) struct Answer {
 
 /// Slots are handed out in the order of [`WATCHED`].
 pub(super) fn slot_of_watched(port: u16) -> u16 {
-    let slot = WATCHED
-        .iter()
-        .position(|&(known, _)| known == port)
-        .expect("a watched port");
+    let slot = WATCHED.iter().position(|&(known, _)| known == port).expect("a watched port");
     u16::try_from(slot).expect("a slot")
 }
 
@@ -91,16 +88,12 @@ pub(super) fn on_a_device(test: impl FnOnce(u32) + Send) {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace");
-            let pair = [
-                "link", "add", "name", "here", "type", "veth", "peer", "name", "there",
-            ];
+            let pair = ["link", "add", "name", "here", "type", "veth", "peer", "name", "there"];
             let made = Command::new(ip).args(pair).status().expect("run ip");
             assert!(made.success(), "make a device: {made}");
             test(if_nametoindex("here").expect("the device has an index"));
         });
-        inside
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
 }
 
@@ -150,8 +143,7 @@ impl Kernel {
                 return None;
             }
             // Not the type of IP, with which newer kernels refuse an IP header that is cut.
-            self.frame
-                .extend([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
+            self.frame.extend([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
         }
         self.frame.extend(packet);
         if !bpf::is_taken(&self.frame) {
@@ -167,16 +159,12 @@ impl Kernel {
         };
         let Amount { bytes, packets } = answer.amount;
         *counters = counters.plus(match side {
-            Side::Input => Counters {
-                input_bytes: bytes,
-                input_packets: packets,
-                ..Counters::default()
-            },
-            Side::Output => Counters {
-                output_bytes: bytes,
-                output_packets: packets,
-                ..Counters::default()
-            },
+            Side::Input => {
+                Counters { input_bytes: bytes, input_packets: packets, ..Counters::default() }
+            }
+            Side::Output => {
+                Counters { output_bytes: bytes, output_packets: packets, ..Counters::default() }
+            }
         });
 
         let input = Input {
@@ -188,21 +176,9 @@ impl Kernel {
         };
         let program = hook.program(side);
         let output = self.loaded.run(program, input);
-        assert_eq!(
-            output.retval,
-            hook.passes(),
-            "{program} decides the fate of {what}"
-        );
-        assert_eq!(
-            self.loaded.skipped(),
-            self.skipped,
-            "{program}, skipped: {what}"
-        );
-        assert_eq!(
-            self.loaded.counters(),
-            self.counters,
-            "{program}, counted: {what}"
-        );
+        assert_eq!(output.retval, hook.passes(), "{program} decides the fate of {what}");
+        assert_eq!(self.loaded.skipped(), self.skipped, "{program}, skipped: {what}");
+        assert_eq!(self.loaded.counters(), self.counters, "{program}, counted: {what}");
         Some(answer)
     }
 
@@ -213,10 +189,7 @@ impl Kernel {
         let flow = match parsed {
             Parsed::Flow(flow) => flow,
             Parsed::Skip { reason, amount } => {
-                return Answer {
-                    to: To::Skipped(reason),
-                    amount,
-                };
+                return Answer { to: To::Skipped(reason), amount };
             }
         };
         let (port, direction) = match side {
@@ -243,10 +216,7 @@ impl Kernel {
             Some((None, _)) => To::Skipped(skip::UNWATCHED),
             Some((Some(slot), lane)) => To::Slot(slot, lane),
         };
-        Answer {
-            to,
-            amount: flow.amount,
-        }
+        Answer { to, amount: flow.amount }
     }
 
     /// As if no fragment had ever come.
@@ -259,19 +229,10 @@ impl Kernel {
 
     /// What holds after any number of packets.
     pub(super) fn end(self) {
-        assert!(
-            self.loaded.carried_over_is_zero(),
-            "a program wrote to user space's stripe"
-        );
+        assert!(self.loaded.carried_over_is_zero(), "a program wrote to user space's stripe");
         let packets = |counters: &[Counters]| -> u64 {
-            counters
-                .iter()
-                .map(|counters| counters.input_packets + counters.output_packets)
-                .sum()
+            counters.iter().map(|counters| counters.input_packets + counters.output_packets).sum()
         };
-        assert!(
-            packets(&self.counters) > 0 && packets(&self.skipped) > 0,
-            "nothing was tested"
-        );
+        assert!(packets(&self.counters) > 0 && packets(&self.skipped) > 0, "nothing was tested");
     }
 }
