@@ -338,7 +338,7 @@ fn the_verifier_has_little_to_do() {
                 assert!(count <= MOST_VERIFIED, "{name}: {count} instructions verified");
             }
             None => {
-                eprintln!("{name}: this kernel does not tell how many instructions it verified")
+                eprintln!("{name}: this kernel does not tell how many instructions it verified");
             }
         }
     }
