@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::{netns::NetNs, wait};
 
 /// A device in a namespace, with one address of each family.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Device {
     /// Where it is.
     pub ns: NetNs,
@@ -90,7 +90,7 @@ pub fn connect(a: &Device, b: &Device) {
 impl Device {
     fn of((ns, name): (&NetNs, &str), net: u8, host: u8) -> Self {
         Self {
-            ns: ns.again(),
+            ns: ns.clone(),
             name: name.to_owned(),
             v4: Ipv4Addr::new(10, 0, net, host),
             v6: Ipv6Addr::new(0xfd00, u16::from(net), 0, 0, 0, 0, 0, u16::from(host)),

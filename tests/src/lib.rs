@@ -1,5 +1,6 @@
 //! Fixtures: what the tests stand on, as values that clean up after themselves.
 
+pub mod bench;
 pub mod bpf;
 pub mod capture;
 pub mod cgroup;
@@ -15,4 +16,5 @@ pub mod need;
 pub mod neighbour;
 pub mod netns;
 pub mod random;
+pub mod vm;
 pub mod wait;

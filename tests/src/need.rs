@@ -13,7 +13,7 @@ use nix::{
     unistd::geteuid,
 };
 
-use crate::bpf;
+use crate::{bpf, vm};
 
 /// One thing that a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Need {
     Tun,
     /// A mounted cgroup2 hierarchy.
     Cgroup2,
+    /// A kernel for a virtual machine, by its label.
+    Kernel(&'static str),
     /// A program found in `PATH` or in the administrator's folders.
     Tool(&'static str),
 }
@@ -47,31 +49,26 @@ impl Need {
                  builds the real one)"
                     .to_owned()
             }),
-            Self::Netns => new_netns()
+            Self::Netns => {
+                new_netns().err().map(|err| format!("no network namespace can be made ({err})"))
+            }
+            Self::Tun => open("/dev/net/tun", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
                 .err()
-                .map(|err| format!("no network namespace can be made ({err})")),
-            Self::Tun => open(
-                "/dev/net/tun",
-                OFlag::O_RDWR | OFlag::O_CLOEXEC,
-                Mode::empty(),
-            )
-            .err()
-            .map(|err| format!("/dev/net/tun cannot be opened ({err})")),
-            Self::Cgroup2 => cgroup2()
-                .is_none()
-                .then(|| "no cgroup2 hierarchy is mounted".to_owned()),
-            Self::Tool(name) => tool(name)
-                .is_none()
-                .then(|| format!("no program `{name}` is installed")),
+                .map(|err| format!("/dev/net/tun cannot be opened ({err})")),
+            Self::Cgroup2 => {
+                cgroup2().is_none().then(|| "no cgroup2 hierarchy is mounted".to_owned())
+            }
+            Self::Kernel(label) => vm::Kernel::find(label).err(),
+            Self::Tool(name) => {
+                tool(name).is_none().then(|| format!("no program `{name}` is installed"))
+            }
         }
     }
 }
 
 /// Tries it on a thread of its own, whose namespace ends with it.
 fn new_netns() -> nix::Result<()> {
-    thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET))
-        .join()
-        .unwrap_or(Err(nix::Error::EIO))
+    thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join().unwrap_or(Err(nix::Error::EIO))
 }
 
 /// Where cgroup2 is mounted (`/sys/fs/cgroup`, or `…/unified` where both versions are).

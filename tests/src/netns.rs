@@ -187,6 +187,13 @@ impl NetNs {
     }
 }
 
+impl Clone for NetNs {
+    /// Another handle of the same namespace.
+    fn clone(&self) -> Self {
+        Self { file: self.file.try_clone().expect("another descriptor") }
+    }
+}
+
 impl Default for NetNs {
     fn default() -> Self {
         Self::new()

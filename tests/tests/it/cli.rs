@@ -234,8 +234,12 @@ fn nothing_to_dump_is_said_and_a_closed_pipe_is_no_error() {
 fn keeps_to(name: &str, document: &Value) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join(format!("../traffic-user/schema/{name}.schema.json"));
-    let schema: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
-    let validator = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
+    let schema: Value = serde_json::from_str(&fs::read_to_string(&file).expect("read a schema"))
+        .expect("a schema is JSON");
+    let validator = jsonschema::options()
+        .should_validate_formats(true)
+        .build(&schema)
+        .expect("a schema is one");
     let errors: Vec<String> = validator
         .iter_errors(document)
         .map(|error| format!("{}: {error}", error.instance_path()))

@@ -4,5 +4,6 @@ mod bytecode;
 mod cgroup;
 mod cli;
 mod coexist;
+mod kernels;
 mod lifecycle;
 mod tc;

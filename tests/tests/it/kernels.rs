@@ -1,0 +1,106 @@
+//! The same binary on other kernels: which hook it chooses there, and that it counts exactly. What
+//! is checked is in `src/bin/traffic-guest`.
+
+use std::{env, path::Path, sync::OnceLock};
+
+use traffic_tests::{
+    daemon, need,
+    vm::{Archive, Kernel},
+};
+
+/// Checks of any kernel.
+const GENERAL: [&str; 4] = ["system", "doctor", "auto", "bytecode"];
+/// Checks at a hook of a device.
+const AT_A_DEVICE: [&str; 8] =
+    ["udp", "udp segments", "tcp", "vlan", "tun", "stop", "kill", "persist"];
+/// Checks at a cgroup.
+const AT_A_CGROUP: [&str; 5] = ["udp", "tcp", "stop", "kill", "persist"];
+
+/// Programs that the fixtures start.
+const TOOLS: [&str; 2] = ["ip", "tc"];
+
+/// All that is in every machine; the modules are the kernel's own.
+fn files() -> &'static Archive {
+    static FILES: OnceLock<Archive> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let mut files = Archive::new();
+        files.program(Path::new(env!("CARGO_BIN_EXE_traffic-guest")), "/init");
+        files.program(&daemon::binary(), "/bin/traffic");
+        files.program(&env::current_exe().expect("this program"), "/bin/it");
+        for name in TOOLS {
+            let tool = need::tool(name).unwrap_or_else(|| panic!("no program {name}"));
+            files.program(&tool, format!("/sbin/{name}"));
+        }
+        // The corpus is read where the tests were built.
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let corpus = package.join("../traffic-ebpf/corpus");
+        let corpus = corpus.canonicalize().expect("the corpus is there");
+        files.folder(package);
+        files.files(&corpus, &corpus);
+        files
+    })
+}
+
+/// Every check of that kernel, for the hook that `auto` must choose.
+fn wanted(hook: &str) -> Vec<String> {
+    let mut wanted: Vec<_> = GENERAL.map(str::to_owned).into();
+    let devices = if hook == "tcx" { &["tcx", "tc"][..] } else { &["tc"] };
+    for device in devices {
+        wanted.extend(AT_A_DEVICE.map(|name| format!("{device}: {name}")));
+    }
+    wanted.extend(AT_A_CGROUP.map(|name| format!("cgroup: {name}")));
+    wanted.sort();
+    wanted
+}
+
+/// Boots the kernel and looks at what the guest says. `unseen`: how many first segments of two IPv6
+/// connections the kernel keeps from a cgroup.
+#[track_caller]
+fn check(kernel: &Kernel, hook: &str, unseen: &str) {
+    let mut files = files().clone();
+    files.files(&kernel.modules(), "/modules");
+    let words = "TRAFFIC_BIN=/bin/traffic TRAFFIC_TEST_ALL=1 PATH=/sbin:/bin";
+    let console = kernel.boot(&files, words);
+    let lines = |begin: &str| -> Vec<&str> {
+        console.lines().filter_map(|line| line.strip_prefix(begin)).collect()
+    };
+    let fine = |name: &&str| name.ends_with(" ok");
+    let (passed, failed): (Vec<_>, Vec<_>) = lines("check: ").into_iter().partition(fine);
+    let mut passed: Vec<_> =
+        passed.iter().map(|line| line.trim_end_matches(" ok").to_owned()).collect();
+    passed.sort();
+
+    assert!(failed.is_empty(), "{failed:#?}\nconsole:\n{console}");
+    assert_eq!(lines("guest: "), ["success"], "console:\n{console}");
+    assert_eq!(lines("info: kernel="), [kernel.release()], "console:\n{console}");
+    assert_eq!(lines("info: hook="), [hook], "console:\n{console}");
+    assert_eq!(lines("info: unseen="), [unseen], "console:\n{console}");
+    assert_eq!(passed, wanted(hook), "console:\n{console}");
+}
+
+macro_rules! on {
+    ($label:literal, $hook:literal, $unseen:literal) => {{
+        need!(Object, Tool("ip"), Tool("tc"), Tool("qemu-system-x86_64"), Kernel($label));
+        check(&Kernel::find($label).expect("it was asked for"), $hook, $unseen);
+    }};
+}
+
+#[test]
+fn linux_5_10_counts_at_clsact() {
+    on!("5.10", "tc", "2");
+}
+
+#[test]
+fn linux_6_1_counts_at_clsact() {
+    on!("6.1", "tc", "2");
+}
+
+#[test]
+fn linux_6_12_counts_at_tcx() {
+    on!("6.12", "tcx", "0");
+}
+
+#[test]
+fn the_newest_linux_counts_at_tcx() {
+    on!("newest", "tcx", "0");
+}
