@@ -15,7 +15,7 @@ use netlink_packet_route::{
     route::{RouteAttribute, RouteMessage, RouteType},
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 
 use super::{
     error::{MeterError, cause},
@@ -265,18 +265,21 @@ fn outputs(route: &RouteMessage) -> Vec<u32> {
     found
 }
 
-/// Time in which messages of one event are taken together.
+/// Messages that follow one another so closely are of one event.
 const TOGETHER: Duration = Duration::from_millis(5);
+/// However many follow, news is not held back for longer.
+const HELD_BACK: Duration = Duration::from_millis(20);
+
+type Messages = futures_channel::mpsc::UnboundedReceiver<(
+    NetlinkMessage<RouteNetlinkMessage>,
+    rtnetlink::sys::SocketAddr,
+)>;
 
 /// News of devices, default routes and filters of this network namespace.
 #[derive(Debug)]
 pub struct Events {
-    messages: futures_channel::mpsc::UnboundedReceiver<(
-        NetlinkMessage<RouteNetlinkMessage>,
-        rtnetlink::sys::SocketAddr,
-    )>,
-    handle: Handle,
-    connection: JoinHandle<()>,
+    news: futures_channel::mpsc::UnboundedReceiver<Result<Facts, MeterError>>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Events {
@@ -297,38 +300,53 @@ impl Events {
                 doing: "listen for changes of devices",
                 cause: cause(error),
             })?;
-        Ok(Self { messages, handle, connection: tokio::spawn(connection) })
+        // A task of its own: whoever waits for news may stop waiting at any time, and none is lost.
+        let (sender, news) = futures_channel::mpsc::unbounded();
+        let watch = async move {
+            let mut messages = messages;
+            while changed(&mut messages).await {
+                let news = facts(&handle).await.map_err(|error| MeterError::Netlink {
+                    doing: "list devices and routes",
+                    cause: cause(error),
+                });
+                if sender.unbounded_send(news).is_err() {
+                    break;
+                }
+            }
+        };
+        Ok(Self { news, tasks: [tokio::spawn(connection), tokio::spawn(watch)] })
     }
 
-    /// Waits until something changed, and gives the new facts.
-    ///
-    /// Messages that follow within 5 ms are taken together. `None` when the kernel closed the
-    /// connection.
+    /// Waits until something changed, and gives the new facts. `None` when the kernel closed the
+    /// connection. Nothing is lost when the wait is given up.
     ///
     /// # Errors
     ///
     /// [`MeterError::Netlink`].
     pub async fn next(&mut self) -> Result<Option<Facts>, MeterError> {
-        loop {
-            let Some((message, _)) = self.messages.next().await else {
-                return Ok(None);
-            };
-            if !matters(&message) {
-                continue;
-            }
-            while let Ok(Some(_)) = tokio::time::timeout(TOGETHER, self.messages.next()).await {}
-            return facts(&self.handle).await.map(Some).map_err(|error| MeterError::Netlink {
-                doing: "list devices and routes",
-                cause: cause(error),
-            });
-        }
+        self.news.next().await.transpose()
     }
 }
 
 impl Drop for Events {
     fn drop(&mut self) {
-        self.connection.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+/// Waits for a change and what belongs to it. False when the connection is closed.
+async fn changed(messages: &mut Messages) -> bool {
+    loop {
+        match messages.next().await {
+            None => return false,
+            Some((message, _)) if matters(&message) => break,
+            Some(_) => {}
+        }
+    }
+    let more = async { while let Ok(Some(_)) = timeout(TOGETHER, messages.next()).await {} };
+    // Routes that change all the time do not hold a device up.
+    let _ = timeout(HELD_BACK, more).await;
+    true
 }
 
 /// Routers change thousands of routes a second; only default ones are ours.
