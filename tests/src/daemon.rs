@@ -77,9 +77,13 @@ impl Site {
         Answer::of(&mut self.traffic(ns, args))
     }
 
-    /// Starts `traffic run --output json` and gives it these arguments as well.
+    /// Starts `traffic run --output json` and gives it these arguments as well. Ticks are close to one
+    /// another unless `--interval` says otherwise.
     pub fn start(&self, ns: &NetNs, args: &[&str]) -> Daemon {
-        let mut command = self.traffic(ns, &["run", "--output", "json", "--interval", "20ms"]);
+        let mut command = self.traffic(ns, &["run", "--output", "json"]);
+        if !args.contains(&"--interval") {
+            command.args(["--interval", "20ms"]);
+        }
         command.args(args);
         Daemon::spawn(command)
     }
@@ -196,7 +200,8 @@ pub struct Daemon {
     running: Running,
     documents: Arc<Mutex<Vec<Document>>>,
     stdout: JoinHandle<()>,
-    stderr: Arc<Mutex<String>>,
+    stderr: JoinHandle<()>,
+    messages: Arc<Mutex<String>>,
 }
 
 /// How a daemon ended.
@@ -219,7 +224,7 @@ impl Daemon {
     pub fn spawn(mut command: Command) -> Self {
         let mut running = Running::spawn(&mut command);
         let documents = Arc::new(Mutex::new(Vec::new()));
-        let stderr = Arc::new(Mutex::new(String::new()));
+        let messages = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(running.0.stdout.take().expect("a pipe was asked for"));
         let found = Arc::clone(&documents);
         let stdout = thread::spawn(move || {
@@ -230,15 +235,15 @@ impl Daemon {
             }
         });
         let lines = BufReader::new(running.0.stderr.take().expect("a pipe was asked for"));
-        let text = Arc::clone(&stderr);
-        thread::spawn(move || {
+        let text = Arc::clone(&messages);
+        let stderr = thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 let mut text = text.lock().expect("nobody panics with it");
                 text.push_str(&line);
                 text.push('\n');
             }
         });
-        Self { running, documents, stdout, stderr }
+        Self { running, documents, stdout, stderr, messages }
     }
 
     /// Its process.
@@ -252,7 +257,7 @@ impl Daemon {
     ///
     /// Never.
     pub fn messages(&self) -> String {
-        self.stderr.lock().expect("nobody panics with it").clone()
+        self.messages.lock().expect("nobody panics with it").clone()
     }
 
     /// Looks at its newest document until there is what is looked for.
@@ -273,6 +278,10 @@ impl Daemon {
                 seen = Some(document);
             }
             let ended = self.running.ended();
+            if ended.is_some() {
+                // All that it said shall be in the message below.
+                wait::until("the end of its messages", || self.stderr.is_finished().then_some(()));
+            }
             assert!(
                 ended.is_none() && Instant::now() < end,
                 "waited in vain for: {what} ({ended:?})\nlast document: {}\n{}",
@@ -331,7 +340,8 @@ impl Daemon {
         let status = self.running.wait();
         self.stdout.join().expect("read the documents");
         let last = self.documents.lock().expect("nobody panics with it").last().cloned();
-        let stderr = self.stderr.lock().expect("nobody panics with it").clone();
+        self.stderr.join().expect("read the messages");
+        let stderr = self.messages.lock().expect("nobody panics with it").clone();
         Ended { code: status.code(), last, stderr }
     }
 

@@ -4,6 +4,7 @@ mod bytecode;
 mod cgroup;
 mod cli;
 mod coexist;
+mod devices;
 mod kernels;
 mod lifecycle;
 mod tc;
