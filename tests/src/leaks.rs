@@ -1,10 +1,10 @@
 //! What is attached in a namespace: to see that a test leaves exactly what it should.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Instant};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 
-use crate::netns::NetNs;
+use crate::{netns::NetNs, wait};
 
 /// Everything on the tc hooks of a namespace's devices, one line each: `eth0 in tcx NAME`,
 /// `eth0 out filter NAME`, `eth0 clsact`. Sorted. `tc` names its own by a file: they are `pinned`.
@@ -69,14 +69,23 @@ pub fn pins(folder: &Path) -> Vec<String> {
     found
 }
 
-/// Asserts that neither programs, filters, qdiscs nor pins are left.
+/// Asserts that neither programs, filters, qdiscs nor pins are left. The kernel takes a link off a
+/// moment after its last pin or descriptor is gone, so this waits for it.
 ///
 /// # Panics
 ///
-/// When something is.
+/// When something stays.
 #[track_caller]
 pub fn nothing(ns: &NetNs, folder: &Path) {
-    assert_eq!(attached(ns), Vec::<String>::new(), "left on the devices");
     assert_eq!(pins(folder), Vec::<String>::new(), "left pinned");
     assert!(!folder.exists(), "{} is left", folder.display());
+    let mut left = Vec::new();
+    let end = Instant::now() + wait::DEADLINE;
+    while Instant::now() < end {
+        left = attached(ns);
+        if left.is_empty() {
+            return;
+        }
+    }
+    panic!("left on the devices: {left:?}");
 }

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
@@ -23,12 +23,33 @@ use crate::{
     wait::{self, DEADLINE},
 };
 
+/// All namespaces share one queue of received packets for each processor, and what does not fit into
+/// it is lost: a stream of one test could cost another test a datagram.
+static QUEUE: RwLock<()> = RwLock::new(());
+
+/// Held while a stream goes on that might fill the queue. No datagram of [`datagram`] is on its way
+/// then, and no other stream.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    QUEUE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn among_others() -> RwLockReadGuard<'static, ()> {
+    QUEUE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a TCP receiver lets be on its way: fewer packets than the queue holds, so that none has to be
+/// sent again.
+const WINDOW: usize = 256 << 10;
+
 fn socket(ns: &NetNs, address: SocketAddr, kind: Type) -> Socket {
     ns.run(|| {
         let socket = Socket::new(Domain::for_address(address), kind, None)?;
         socket.set_reuse_address(true)?;
         socket.bind(&SockAddr::from(address))?;
         socket.set_read_timeout(Some(DEADLINE))?;
+        if kind == Type::STREAM {
+            socket.set_recv_buffer_size(WINDOW)?;
+        }
         Ok::<_, io::Error>(socket)
     })
     .unwrap_or_else(|err| panic!("a socket on {address}: {err}"))
@@ -71,6 +92,7 @@ pub fn datagram(from: &UdpSocket, to: &UdpSocket, bytes: usize) {
 #[track_caller]
 pub fn datagram_to(from: &UdpSocket, to: &UdpSocket, address: SocketAddr, bytes: usize) {
     let payload = vec![0x5a; bytes];
+    let _queue = among_others();
     from.send_to(&payload, address).expect("send a datagram");
     let mut buffer = vec![0; 65_536];
     let length = to.recv(&mut buffer).expect("receive the datagram");
@@ -99,6 +121,7 @@ pub fn segmented(from: &UdpSocket, to: &UdpSocket, bytes: usize, size: u16) {
         assert_eq!(result, 0, "UDP_SEGMENT: {}", io::Error::last_os_error());
     };
     set(size.into());
+    let _queue = alone();
     let address = to.local_addr().expect("the address of a socket");
     from.send_to(&vec![0x5a; bytes], address).expect("send several datagrams");
     set(0);
@@ -139,6 +162,7 @@ pub fn tcp_socket(device: &Device, ipv6: bool, port: u16) -> Socket {
 #[track_caller]
 pub fn transfer(from: &Socket, to: &Socket, bytes: u64) {
     to.listen(1).expect("listen");
+    let _queue = alone();
     let address = to.local_addr().expect("the address of a socket");
     let (sent, arrived) = thread::scope(|scope| {
         let server = scope.spawn(|| {
