@@ -122,13 +122,13 @@ impl Device {
     pub fn address(&self, peer: &Self) {
         let (name, mac) = (&self.name, peer.mac_text());
         self.ns.ip(&format!(
-            "address add {}/24 dev {name}\nneigh add {} lladdr {mac} dev {name} nud permanent",
+            "address add {}/24 dev {name}\nneigh replace {} lladdr {mac} dev {name} nud permanent",
             self.v4, peer.v4
         ));
         if self.ns.has_ipv6() {
             self.ns.ip(&format!(
                 "address add {}/64 dev {name} nodad\n\
-                 neigh add {} lladdr {mac} dev {name} nud permanent",
+                 neigh replace {} lladdr {mac} dev {name} nud permanent",
                 self.v6, peer.v6
             ));
         }

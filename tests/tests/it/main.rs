@@ -7,4 +7,6 @@ mod coexist;
 mod devices;
 mod kernels;
 mod lifecycle;
+mod listening;
+mod takeover;
 mod tc;
