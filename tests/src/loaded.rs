@@ -5,12 +5,12 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
     ptr::NonNull,
     slice,
-    sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::Program,
     util::nr_cpus,
 };
@@ -26,7 +26,7 @@ pub struct Loaded {
     slots: u32,
     stripes: u32,
     counters: Mapping,
-    ports: Mapping,
+    ports: Box<[u16; PORT_SLOTS]>,
 }
 
 impl Loaded {
@@ -59,7 +59,7 @@ impl Loaded {
         let counters = stripes as usize * slots as usize * LANES as usize * Counters::SIZE;
         Self {
             counters: Mapping::new(map(&ebpf, maps::COUNTERS), counters),
-            ports: Mapping::new(map(&ebpf, maps::PORT_SLOT), PORT_SLOTS * 2),
+            ports: Box::new([0; PORT_SLOTS]),
             ebpf,
             slots,
             stripes,
@@ -68,8 +68,18 @@ impl Loaded {
 
     /// Counts this port of one transport into `slot`; `None` counts it nowhere.
     pub fn watch(&mut self, udp: bool, port: u16, slot: Option<u16>) {
-        let value = slot.map_or(0, |slot| slot + 1);
-        self.ports.words::<AtomicU16>()[abi::port_index(udp, port)].store(value, Relaxed);
+        self.watch_all([(udp, port, slot)]);
+    }
+
+    /// As [`watch`](Self::watch), for many ports at once.
+    pub fn watch_all(&mut self, ports: impl IntoIterator<Item = (bool, u16, Option<u16>)>) {
+        for (udp, port, slot) in ports {
+            self.ports[abi::port_index(udp, port)] = slot.map_or(0, |slot| slot + 1);
+        }
+        let table = self.ebpf.map_mut(maps::PORT_SLOT).expect("the object has a port table");
+        let mut table: Array<_, [u16; PORT_SLOTS]> = table.try_into().expect("an array");
+        let ports: &[u16; PORT_SLOTS] = &self.ports;
+        table.set(0, ports, 0).expect("write the port table");
     }
 
     /// A program by its name of [`programs`].
@@ -104,7 +114,7 @@ impl Loaded {
     pub fn counter(&self, slot: u32, lane: u8) -> Counters {
         (0..self.stripes).fold(Counters::default(), |sum, stripe| {
             let at = abi::counter_index(stripe, self.slots, slot, lane) as usize * 4;
-            let words = &self.counters.words::<AtomicU64>()[at..at + 4];
+            let words = &self.counters.words()[at..at + 4];
             sum.plus(Counters {
                 input_bytes: words[0].load(Relaxed),
                 input_packets: words[1].load(Relaxed),
@@ -125,7 +135,7 @@ impl Loaded {
     /// Whether the stripe that belongs to user space is untouched.
     pub fn carried_over_is_zero(&self) -> bool {
         let from = abi::counter_index(self.stripes - 1, self.slots, 0, 0) as usize * 4;
-        self.counters.words::<AtomicU64>()[from..].iter().all(|word| word.load(Relaxed) == 0)
+        self.counters.words()[from..].iter().all(|word| word.load(Relaxed) == 0)
     }
 
     /// All of `SKIPPED`, summed over the CPUs: what the programs count, then what no program writes.
@@ -167,11 +177,6 @@ struct Mapping {
     length: NonZeroUsize,
 }
 
-/// What [`Mapping::words`] can be read as.
-trait Word {}
-impl Word for AtomicU16 {}
-impl Word for AtomicU64 {}
-
 impl Mapping {
     fn new(map: &Map, bytes: usize) -> Self {
         let Map::Array(map) = map else {
@@ -187,11 +192,11 @@ impl Mapping {
         Self { start: start.cast(), length }
     }
 
-    fn words<T: Word>(&self) -> &[T] {
-        let count = self.length.get() / size_of::<T>();
+    fn words(&self) -> &[AtomicU64] {
+        let count = self.length.get() / size_of::<AtomicU64>();
         // SAFETY: the mapping lives as long as `self`, begins at a page, and its bytes are only ever
         // accessed as atomics, here and in the kernel.
-        unsafe { slice::from_raw_parts(self.start.cast::<T>().as_ptr(), count) }
+        unsafe { slice::from_raw_parts(self.start.cast::<AtomicU64>().as_ptr(), count) }
     }
 }
 

@@ -39,8 +39,9 @@ pub const fn port_index(udp: bool, port: u16) -> usize {
 
 /// Names of the maps, as in the object and under the pin folder.
 pub mod maps {
-    /// One value of [`PORT_SLOTS`](super::PORT_SLOTS) x `u16`: `slot + 1`, or 0 for not watched.
-    pub const PORT_SLOT: &str = "PORT_SLOT";
+    /// One value of [`PORT_SLOTS`](super::PORT_SLOTS) x `u16`: `slot + 1`, or 0 for not watched. The
+    /// programs' own variable, so each load has another; [`GROUPS`] says all that is in it.
+    pub const PORT_SLOT: &str = ".bss.ports";
     /// [`Counters`](super::Counters), indexed by [`counter_index`](super::counter_index).
     pub const COUNTERS: &str = "COUNTERS";
     /// Per-CPU [`Counters`](super::Counters), one for each reason in [`skip`](super::skip), and the same number
@@ -54,7 +55,7 @@ pub mod maps {
     pub const GROUPS: &str = "GROUPS";
     /// Those that hold state and are pinned. `FRAGMENTS` is among them so that a datagram whose
     /// fragments arrive around a restart is still charged to its group.
-    pub const PINNED: [&str; 6] = [PORT_SLOT, COUNTERS, SKIPPED, FRAGMENTS, META, GROUPS];
+    pub const PINNED: [&str; 5] = [COUNTERS, SKIPPED, FRAGMENTS, META, GROUPS];
 }
 
 /// Names of the programs (at most 15 bytes: the kernel cuts the rest).

@@ -1,14 +1,25 @@
 //! One skb to one counter.
 
+use core::{
+    arch::asm,
+    hint::{assert_unchecked, cold_path},
+};
+
 use aya_ebpf::{
     EbpfContext,
     bindings::__sk_buff,
     helpers::generated::{bpf_get_smp_processor_id, bpf_skb_load_bytes},
 };
-use aya_log_ebpf::debug;
+use aya_log_ebpf::{
+    debug,
+    macro_support::{Level, level_enabled},
+};
 use traffic_ebpf::{
-    abi::{self, Counters, port_index, skip},
-    packet::{self, Amount, Flow, Link, Offload, PacketReader, Parsed, Place, parse},
+    abi::{self, Counters, skip},
+    packet::{
+        self, Amount, Datagram, Flow, InPlace, Link, Offload, PacketReader, Pair, Parsed, Place,
+        Taker, parse,
+    },
 };
 
 use crate::maps::{self, COUNTERS, FRAGMENTS, PORT_SLOT, SKIPPED};
@@ -36,16 +47,79 @@ pub fn account(ctx: &impl EbpfContext, link: Link, direction: Direction) {
 #[inline(always)]
 fn account_for(ctx: &impl EbpfContext, link: Link, direction: Direction, port: u16) {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
+    // Behind a read-only global that is 0 unless asked for, so that the verifier removes it.
+    if level_enabled(Level::Debug) {
+        log(skb, link == Link::Bare);
+    }
+    if account_common(skb, link, direction, port).is_none() {
+        account_any(skb, link == Link::Bare, direction == Direction::Output, port);
+    }
+}
+
+/// Logs what a packet is. A function of its own: what is logged lies on the stack.
+#[inline(never)]
+fn log(skb: *const __sk_buff, bare: bool) {
+    let link = if bare { Link::Bare } else { Link::Ethernet };
+    if let Ok(Parsed::Flow(flow)) = parse(&Whole(skb), link, offload(skb)) {
+        debug!(
+            skb,
+            "lane {} ports {} -> {}: {} bytes, {} packets",
+            flow.lane,
+            flow.source_port,
+            flow.destination_port,
+            flow.amount.bytes,
+            flow.amount.packets
+        );
+    }
+}
+
+/// Counts an skb that is like most. `None` if it is not, and nothing was counted then.
+#[inline(always)]
+fn account_common(
+    skb: *const __sk_buff,
+    link: Link,
+    direction: Direction,
+    port: u16,
+) -> Option<()> {
+    let linear = Linear::of(skb);
+    packet::common(&linear, link, offload(skb), &Counting { linear: &linear, direction, port })
+}
+
+/// What is done with a common packet.
+struct Counting<'a> {
+    linear: &'a Linear,
+    direction: Direction,
+    port: u16,
+}
+
+impl Taker for Counting<'_> {
+    #[inline(always)]
+    fn take(&self, datagram: Datagram<'_>) {
+        let port = match (self.port, self.direction) {
+            (OF_THE_PACKET, Direction::Input) => self.linear.number(datagram.destination_port),
+            (OF_THE_PACKET, Direction::Output) => self.linear.number(datagram.source_port),
+            (port, _) => usize::from(port),
+        };
+        let slot = slot_in_table(datagram.lane & 2 != 0, port);
+        count(slot, datagram.lane, datagram.amount, self.direction);
+    }
+}
+
+/// Counts any skb. A function of its own, so that what it needs costs the common ones nothing.
+#[inline(never)]
+fn account_any(skb: *const __sk_buff, bare: bool, output: bool, port: u16) {
+    let link = if bare { Link::Bare } else { Link::Ethernet };
+    let direction = if output { Direction::Output } else { Direction::Input };
     let linear = Linear::of(skb);
     let offload = offload(skb);
     match parse(&linear, link, offload) {
-        Ok(parsed) => charge(ctx, &linear, parsed, direction, port),
+        Ok(parsed) => charge(&linear, parsed, direction, port),
         // Rare: the headers lie outside the linear part, or the packet ends before them.
         Err(packet::Truncated) => {
             let whole = Whole(skb);
             let parsed =
                 parse(&whole, link, offload).unwrap_or_else(|_| packet::truncated(&whole, link));
-            charge(ctx, &whole, parsed, direction, port);
+            charge(&whole, parsed, direction, port);
         }
     }
 }
@@ -81,27 +155,11 @@ fn port_of_socket(skb: *const __sk_buff) -> u16 {
 }
 
 #[inline(always)]
-fn charge(
-    ctx: &impl EbpfContext,
-    pkt: &impl PacketReader,
-    parsed: Parsed,
-    direction: Direction,
-    port: u16,
-) {
+fn charge(pkt: &impl PacketReader, parsed: Parsed, direction: Direction, port: u16) {
     let flow = match parsed {
         Parsed::Flow(flow) => flow,
         Parsed::Skip { reason, amount } => return skipped(reason, amount, direction),
     };
-    // Behind a read-only global that is 0 unless asked for, so that the verifier removes it.
-    debug!(
-        ctx,
-        "lane {} ports {} -> {}: {} bytes, {} packets",
-        flow.lane,
-        flow.source_port,
-        flow.destination_port,
-        flow.amount.bytes,
-        flow.amount.packets
-    );
     let (slot_and_one, lane) = match flow.place {
         Place::Whole => (slot_of(&flow, direction, port), flow.lane),
         Place::First(of) => {
@@ -125,15 +183,22 @@ fn charge(
             }
         }
     };
+    count(slot_and_one, lane, flow.amount, direction);
+}
+
+/// Adds to the slot, or to what nobody asked for.
+#[inline(always)]
+fn count(slot_and_one: u16, lane: u8, amount: Amount, direction: Direction) {
     if slot_and_one == 0 {
-        return skipped(skip::UNWATCHED, flow.amount, direction);
+        cold_path();
+        return skipped(skip::UNWATCHED, amount, direction);
     }
     // SAFETY: the helper takes nothing and only reads the number of this CPU.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let slot = u32::from(slot_and_one) - 1;
     let index = abi::counter_index(cpu, maps::slots(), slot, lane & 3);
     if let Some(counters) = COUNTERS.get_ptr_mut(index) {
-        add(counters, flow.amount, direction);
+        add(counters, amount, direction);
     }
 }
 
@@ -145,13 +210,18 @@ fn slot_of(flow: &Flow, direction: Direction, port: u16) -> u16 {
         (OF_THE_PACKET, Direction::Output) => flow.source_port,
         (port, _) => port,
     };
-    let Some(table) = PORT_SLOT.get_ptr(0) else {
-        return 0;
-    };
-    let index = port_index(flow.lane & 2 != 0, port);
-    // SAFETY: the index is below `PORT_SLOTS` by construction, and the verifier checks it. User space
-    // changes entries while we read, each with one store of 16 bits.
-    unsafe { table.cast::<u16>().add(index).read() }
+    slot_in_table(flow.lane & 2 != 0, usize::from(port))
+}
+
+/// What the table has for a port, which is below 65,536.
+#[inline(always)]
+fn slot_in_table(udp: bool, port: usize) -> u16 {
+    let table = PORT_SLOT.get().cast::<u16>();
+    // SAFETY: the index is below `PORT_SLOTS` by construction, and the verifier checks it.
+    let entry = unsafe { table.add(usize::from(udp) << 16 | port) };
+    // SAFETY: as above. Volatile, because user space changes entries while we read, and no program
+    // ever does, from which the compiler would conclude that all are zero.
+    unsafe { entry.read_volatile() }
 }
 
 #[inline(always)]
@@ -174,24 +244,27 @@ fn add(counters: *mut Counters, amount: Amount, direction: Direction) {
             }
         }
     };
-    increase(bytes, amount.bytes);
-    increase(packets, amount.packets);
+    if maps::atomic() {
+        cold_path();
+        increase(bytes, amount.bytes);
+        increase(packets, amount.packets);
+    } else {
+        // SAFETY: `counters` is a live map value that belongs to this CPU, and user space chose this
+        // branch because nothing interrupts the hook on its own CPU.
+        unsafe { *bytes += amount.bytes };
+        // SAFETY: as above.
+        unsafe { *packets += amount.packets };
+    }
 }
 
 /// The one place that knows that BPF has no `AtomicU64::fetch_add`.
 #[inline(always)]
 fn increase(counter: *mut u64, by: u64) {
-    if maps::atomic() {
-        // SAFETY: `add` passes pointers into a live map value.
-        unsafe {
-            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-                counter, by,
-            );
-        }
-    } else {
-        // SAFETY: `add` passes pointers into a live map value that belongs to this CPU, and user
-        // space chose this branch because nothing interrupts the hook on its own CPU.
-        unsafe { *counter += by };
+    // SAFETY: `add` passes pointers into a live map value.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+            counter, by,
+        );
     }
 }
 
@@ -210,9 +283,9 @@ fn offload(skb: *const __sk_buff) -> Offload {
 
 /// The linear part of an skb, read directly.
 struct Linear {
+    skb: *const __sk_buff,
     start: usize,
     end: usize,
-    len: usize,
 }
 
 impl Linear {
@@ -220,7 +293,20 @@ impl Linear {
     fn of(skb: *const __sk_buff) -> Self {
         // SAFETY: the kernel gave the context.
         let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
-        Self { start, end, len: skb_len(skb) }
+        Self { skb, start, end }
+    }
+
+    #[inline(always)]
+    fn pairs_at<const N: usize>(&self, from: usize) -> Option<&[Pair; N]> {
+        if from + N * size_of::<Pair>() > self.end {
+            return None;
+        }
+        let pairs = from as *const [Pair; N];
+        // SAFETY: no packet lies at address 0; without this each way would ask.
+        unsafe { assert_unchecked(!pairs.is_null()) };
+        // SAFETY: the first line, and the verifier, keep all of it inside the linear part, which
+        // stays as it is while the program runs.
+        Some(unsafe { &*pairs })
     }
 }
 
@@ -237,8 +323,48 @@ impl PacketReader for Linear {
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.len
+        skb_len(self.skb)
     }
+}
+
+impl InPlace for Linear {
+    #[inline(always)]
+    fn pairs<const N: usize>(&self, offset: usize) -> Option<&[Pair; N]> {
+        self.pairs_at(self.start + offset)
+    }
+
+    #[inline(always)]
+    fn pairs_behind<const N: usize>(&self, offset: usize) -> Option<&[Pair; N]> {
+        self.pairs_at(displaced(self.start, offset))
+    }
+
+    #[inline(always)]
+    fn word(&self, pair: &Pair) -> u16 {
+        // SAFETY: two bytes that can be read. Headers lie at even addresses wherever a processor
+        // cares, and only the choice of the instruction depends on it: one load and not two.
+        unsafe { *pair.as_ptr().cast::<u16>() }
+    }
+
+    #[inline(always)]
+    fn whole_len(&self) -> usize {
+        skb_len(self.skb)
+    }
+}
+
+/// The sum, hidden from the compiler. It would compute another pointer from what it knows already,
+/// and the verifier would not know that one as checked.
+#[inline(always)]
+fn displaced(mut address: usize, offset: usize) -> usize {
+    // SAFETY: an addition of two registers.
+    unsafe {
+        asm!(
+            "{0} += {1}",
+            inout(reg) address,
+            in(reg) offset,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    address
 }
 
 /// A buffer on the stack whose words can be written whole.

@@ -5,7 +5,7 @@
 #![no_std]
 #![no_main]
 #![expect(internal_features, reason = "BPF has no atomic add but this intrinsic")]
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, asm_experimental_arch)]
 #![expect(unreachable_pub, reason = "entry points and maps are found by symbol")]
 #![expect(missing_docs, reason = "the name says it all")]
 #![expect(

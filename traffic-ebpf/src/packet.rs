@@ -514,5 +514,9 @@ fn skipped(reason: u32, bytes: usize) -> Parsed {
     Parsed::Skip { reason, amount: Amount { bytes: bytes as u64, packets: 1 } }
 }
 
+mod common;
+
+pub use common::{Datagram, InPlace, Pair, Taker, common};
+
 #[cfg(test)]
 mod tests;

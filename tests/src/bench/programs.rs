@@ -55,15 +55,12 @@ impl Load {
     fn new(ports: u32) -> Self {
         let load = |atomic| {
             let mut loaded = Loaded::new(ports, atomic);
-            if ports == ONE {
-                loaded.watch(false, HIT, Some(0));
-                loaded.watch(true, HIT, Some(0));
-            } else {
-                for port in 1..=u16::MAX {
-                    loaded.watch(false, port, Some(port - 1));
-                    loaded.watch(true, port, Some(port - 1));
-                }
-            }
+            let watched = if ports == ONE { HIT..=HIT } else { 1..=u16::MAX };
+            let first = *watched.start();
+            loaded.watch_all(watched.flat_map(|port| {
+                let slot = Some(port - first);
+                [(false, port, slot), (true, port, slot)]
+            }));
             loaded
         };
         Self { ports, tc: load(false), cgroup: load(true) }

@@ -228,8 +228,104 @@ fn a_reader_of_a_part_answers_as_one_of_the_whole_or_asks_for_more() {
     }
 }
 
+/// What the way of the common packets gives for a packet of which only a part lies in one piece.
+fn common_of(packet: &[u8], part: usize, link: Link, offload: Offload) -> Option<Flow> {
+    struct Part<'a>(&'a [u8], usize);
+    impl InPlace for Part<'_> {
+        fn pairs<const N: usize>(&self, offset: usize) -> Option<&[Pair; N]> {
+            self.0[..self.1].get(offset..)?.as_chunks().0.first_chunk()
+        }
+        fn pairs_behind<const N: usize>(&self, offset: usize) -> Option<&[Pair; N]> {
+            self.pairs(offset)
+        }
+        fn word(&self, pair: &Pair) -> u16 {
+            u16::from_ne_bytes(*pair)
+        }
+        fn whole_len(&self) -> usize {
+            self.0.len()
+        }
+    }
+    struct Taken<'a>(&'a Part<'a>, std::cell::Cell<Option<Flow>>);
+    impl Taker for Taken<'_> {
+        fn take(&self, datagram: Datagram<'_>) {
+            let port = |pair| u16::try_from(self.0.number(pair)).unwrap();
+            let flow = Flow {
+                lane: datagram.lane,
+                source_port: port(datagram.source_port),
+                destination_port: port(datagram.destination_port),
+                place: Place::Whole,
+                amount: datagram.amount,
+            };
+            assert_eq!(self.1.replace(Some(flow)), None, "taken twice");
+        }
+    }
+    let part = Part(packet, part);
+    let taken = Taken(&part, std::cell::Cell::new(None));
+    let found = common(&part, link, offload, &taken);
+    let flow = taken.1.take();
+    assert_eq!(found.is_some(), flow.is_some(), "says the contrary of what it did");
+    flow
+}
+
+#[test]
+fn the_way_of_the_common_packets_leads_to_the_answer_of_the_long_one() {
+    let mut common = 0;
+    for case in corpus::all() {
+        let answer = parse(&case.packet.as_slice(), case.link, case.offload);
+        for part in 0..=case.packet.len().min(300) {
+            let got = common_of(&case.packet, part, case.link, case.offload);
+            assert!(
+                got.is_none() || got.map(Parsed::Flow).map(Ok) == Some(answer),
+                "{} with {part} bytes: {got:?}, not {answer:?}",
+                case.name
+            );
+        }
+        common += usize::from(
+            common_of(&case.packet, case.packet.len(), case.link, case.offload).is_some(),
+        );
+    }
+    assert!(common >= 60, "only {common} packets of the corpus are common");
+}
+
+#[test]
+fn packets_that_must_be_cheap_go_the_way_of_the_common_ones() {
+    let cheap = [
+        "v4-tcp",
+        "v4-udp",
+        "v4-options",
+        "v4-vlan",
+        "v4-gso",
+        "v4-gso-udp",
+        "v4-port-unwatched",
+        "v6-tcp",
+        "v6-udp",
+        "v6-hop-by-hop",
+        "v6-destination-options",
+        "bare-v4-tcp",
+        "bare-v4-gso",
+        "bare-v6-udp",
+    ];
+    for name in cheap {
+        let case = corpus::all().into_iter().find(|case| case.name == name);
+        let case = case.unwrap_or_else(|| panic!("no file {name}"));
+        let found = common_of(&case.packet, case.packet.len(), case.link, case.offload);
+        assert!(found.is_some(), "{name}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn the_common_way_never_gives_another_answer(packet in random::packet(), cut: prop::sample::Index) {
+        let random::Packet { link, offload, bytes } = packet;
+        let answer = parse(&bytes.as_slice(), link, offload);
+        for part in [bytes.len(), cut.index(bytes.len() + 1)] {
+            if let Some(flow) = common_of(&bytes, part, link, offload) {
+                prop_assert_eq!(Ok(Parsed::Flow(flow)), answer);
+            }
+        }
+    }
 
     #[test]
     fn any_bytes_have_an_answer(

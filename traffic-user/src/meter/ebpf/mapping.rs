@@ -1,11 +1,11 @@
-//! Arrays of the kernel, mapped into this process: read and written without a system call.
+//! Arrays of the kernel, mapped into this process: read without a system call.
 
 use std::{
     io,
     num::NonZeroUsize,
     os::fd::AsFd,
     ptr::NonNull,
-    sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -17,28 +17,17 @@ pub(super) struct Mapping {
     len: NonZeroUsize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread, and is reached by atomic loads and
-// stores only.
+// SAFETY: the mapping belongs to the process, not to a thread, and is reached by atomic loads
+// only.
 unsafe impl Send for Mapping {}
 
-/// Whether a mapping may be written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    Read,
-    Write,
-}
-
 impl Mapping {
-    /// Maps the first `bytes` of a map's values.
-    pub(super) fn new(map: impl AsFd, bytes: usize, access: Access) -> io::Result<Self> {
+    /// Maps the first `bytes` of a map's values, for reading.
+    pub(super) fn new(map: impl AsFd, bytes: usize) -> io::Result<Self> {
         let len = NonZeroUsize::new(bytes)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "an empty map"))?;
-        let protection = match access {
-            Access::Read => ProtFlags::PROT_READ,
-            Access::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-        };
         // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing of ours.
-        let start = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, map, 0) }?;
+        let start = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map, 0) }?;
         Ok(Self { start, len })
     }
 
@@ -47,13 +36,6 @@ impl Mapping {
         let count = self.len.get() / size_of::<AtomicU64>();
         // SAFETY: the mapping is page aligned, `count` words long, lives as long as `self`, and an
         // atomic word may be changed by others at any time.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), count) }
-    }
-
-    /// The entries of a port table.
-    pub(super) fn entries(&self) -> &[AtomicU16] {
-        let count = self.len.get() / size_of::<AtomicU16>();
-        // SAFETY: as in `words`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), count) }
     }
 }

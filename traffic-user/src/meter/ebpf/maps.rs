@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -16,7 +16,7 @@ use traffic_ebpf::abi::{
 };
 
 use super::{
-    mapping::{self, Access, Mapping},
+    mapping::{self, Mapping},
     slots::{Slot, Slots},
     sys,
 };
@@ -41,16 +41,9 @@ struct CounterMap {
     mapped: Option<Mapping>,
 }
 
-/// The port table, however it can be written.
-enum PortTable {
-    /// Mapped: each entry is one store of 16 bits. The map itself stays open, because programs that
-    /// are loaded later know it by its descriptor.
-    Mapped { mapping: Mapping, _map: MapData },
-    /// The whole value at once.
-    Update(Box<Array<MapData, [u16; PORT_SLOTS]>>),
-    /// Opened for reading only.
-    Closed,
-}
+/// The port table of programs that were loaded by us. Written whole: the kernel copies it in place, so
+/// an entry that does not change never differs.
+type PortTable = Box<Array<MapData, [u16; PORT_SLOTS]>>;
 
 /// All maps of one set.
 pub(super) struct Maps {
@@ -58,7 +51,8 @@ pub(super) struct Maps {
     groups: Array<MapData, [u8; Entry::SIZE]>,
     skipped: PerCpuArray<MapData, [u8; Counters::SIZE]>,
     counters: CounterMap,
-    table: PortTable,
+    /// `None` in a set that was opened for reading.
+    table: Option<PortTable>,
     meta: Meta,
     slots: Slots,
     /// By slot: what does not belong to the group that is there now.
@@ -76,7 +70,11 @@ impl Maps {
                 cause: "the object has no such map".into(),
             })
         };
-        let table = data(take(maps::PORT_SLOT)?, maps::PORT_SLOT)?;
+        let table = Array::try_from(take(maps::PORT_SLOT)?).map_err(|error| MeterError::Map {
+            doing: "open",
+            map: maps::PORT_SLOT,
+            cause: cause(error),
+        })?;
         let counters = data(take(maps::COUNTERS)?, maps::COUNTERS)?;
         let skipped = take(maps::SKIPPED)?;
         let groups = take(maps::GROUPS)?;
@@ -86,20 +84,15 @@ impl Maps {
             meta = fresh;
             write(&mut meta_map, 0, meta.to_bytes(), maps::META)?;
         }
-        let table = match Mapping::new(table.fd(), PORT_SLOTS * 2, Access::Write) {
-            Ok(mapping) => PortTable::Mapped { mapping, _map: table },
-            Err(error) => {
-                tracing::debug!(%error, "the port table cannot be mapped");
-                let map: Array<_, [u16; PORT_SLOTS]> =
-                    Array::try_from(Map::Array(table)).map_err(|error| MeterError::Map {
-                        doing: "open",
-                        map: maps::PORT_SLOT,
-                        cause: cause(error),
-                    })?;
-                PortTable::Update(Box::new(map))
-            }
-        };
-        Self::open(meta_map, meta, groups, skipped, counters, table)
+        let mut taken =
+            Self::open(meta_map, meta, groups, skipped, counters, Some(Box::new(table)))?;
+        // The table is these programs' own and still empty. What the set watched before is watched
+        // before any of them sees a packet.
+        if taken.used() > 0 {
+            let table = taken.slots.port_table();
+            taken.write_table(table)?;
+        }
+        Ok(taken)
     }
 
     /// Opens a pinned set to read it. Changes nothing.
@@ -129,7 +122,7 @@ impl Maps {
         }
         let skipped = Map::PerCpuArray(open(maps::SKIPPED)?);
         let groups = Map::Array(open(maps::GROUPS)?);
-        Self::open(meta_map, meta, groups, skipped, open(maps::COUNTERS)?, PortTable::Closed)
+        Self::open(meta_map, meta, groups, skipped, open(maps::COUNTERS)?, None)
     }
 
     fn open(
@@ -138,7 +131,7 @@ impl Maps {
         groups: Map,
         skipped: Map,
         counters: MapData,
-        table: PortTable,
+        table: Option<PortTable>,
     ) -> Result<Self, MeterError> {
         let groups = array(groups, maps::GROUPS)?;
         let skipped = PerCpuArray::try_from(skipped).map_err(|error| MeterError::Map {
@@ -147,7 +140,7 @@ impl Maps {
             cause: cause(error),
         })?;
         let bytes = meta.stripes as usize * meta.slots as usize * SLOT_WORDS * size_of::<u64>();
-        let mapped = Mapping::new(counters.fd(), bytes, Access::Read)
+        let mapped = Mapping::new(counters.fd(), bytes)
             .inspect_err(|error| tracing::debug!(%error, "the counters cannot be mapped"))
             .ok();
         let counters = CounterMap { map: array(Map::Array(counters), maps::COUNTERS)?, mapped };
@@ -262,28 +255,17 @@ impl Maps {
     }
 
     fn write_table(&mut self, table: Box<[u16]>) -> Result<(), MeterError> {
-        match &mut self.table {
-            PortTable::Mapped { mapping, .. } => {
-                for (entry, value) in mapping.entries().iter().zip(&table) {
-                    if entry.load(Relaxed) != *value {
-                        entry.store(*value, Relaxed);
-                    }
-                }
-                Ok(())
-            }
-            PortTable::Update(map) => {
-                // The kernel copies word for word: an entry that does not change never differs.
-                let value: Box<[u16; PORT_SLOTS]> = table
-                    .try_into()
-                    .map_err(|_| write_error(maps::PORT_SLOT, "the table has another size"))?;
-                map.set(0, value, 0).map_err(|error| MeterError::Map {
-                    doing: "write",
-                    map: maps::PORT_SLOT,
-                    cause: cause(error),
-                })
-            }
-            PortTable::Closed => Err(write_error(maps::PORT_SLOT, "it was opened for reading")),
-        }
+        let Some(map) = &mut self.table else {
+            return Err(write_error(maps::PORT_SLOT, "it was opened for reading"));
+        };
+        let value: Box<[u16; PORT_SLOTS]> = table
+            .try_into()
+            .map_err(|_| write_error(maps::PORT_SLOT, "the table has another size"))?;
+        map.set(0, value, 0).map_err(|error| MeterError::Map {
+            doing: "write",
+            map: maps::PORT_SLOT,
+            cause: cause(error),
+        })
     }
 
     /// Sums over all stripes, slot after slot, as words: see [`SLOT_WORDS`].

@@ -1,7 +1,7 @@
 //! The folder on bpffs in which maps and links outlive the daemon.
 //!
 //! ```text
-//! /sys/fs/bpf/traffic/maps/{PORT_SLOT,COUNTERS,...}   the set that counts
+//! /sys/fs/bpf/traffic/maps/{COUNTERS,GROUPS,...}      the set that counts
 //! /sys/fs/bpf/traffic/next/...                        a set that is taking over (ABI change, more room)
 //! /sys/fs/bpf/traffic/links/{tcx_IFINDEX_in,cgroup_out,...}
 //! ```
