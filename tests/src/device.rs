@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
@@ -81,8 +81,12 @@ pub fn pair(first: (&NetNs, &str), second: (&NetNs, &str), net: u8) -> (Device, 
 ///
 /// When `ip` cannot.
 pub fn connect(a: &Device, b: &Device) {
+    a.own_queue();
+    b.own_queue();
     a.up();
     b.up();
+    a.carries();
+    b.carries();
     a.address(b);
     b.address(a);
 }
@@ -111,6 +115,30 @@ impl Device {
     pub fn up(&self) {
         let name = &self.name;
         self.ns.ip(&format!("link set {name} addrgenmode none\nlink set {name} up"));
+    }
+
+    /// Gives it a queue of its own for what it receives, which comes with GRO. Without it all devices
+    /// of all namespaces share one queue of each processor, and a busy test costs another its packets.
+    ///
+    /// # Panics
+    ///
+    /// When it is gone.
+    pub fn own_queue(&self) {
+        self.ns.run(|| switch_gro_on(&self.name)).expect("switch GRO on");
+    }
+
+    /// Waits until it takes packets. The kernel notices that the other side is up a little later, and
+    /// drops what is sent before.
+    ///
+    /// # Panics
+    ///
+    /// When the other side is not up.
+    #[track_caller]
+    pub fn carries(&self) {
+        wait::until("a device to have a carrier", || {
+            let state = self.ns.sh(&["ip", "-o", "link", "show", "dev", &self.name]);
+            state.contains("state UP").then_some(())
+        });
     }
 
     /// Takes it down: its peer has no carrier then.
@@ -330,6 +358,29 @@ impl Segments {
             place.copy_from_slice(&word.to_ne_bytes());
         }
         header
+    }
+}
+
+const ETHTOOL_SGRO: u32 = 0x2c;
+const SIOCETHTOOL: u64 = 0x8946;
+
+/// `struct ifreq` with a pointer to what `ethtool` asks.
+#[repr(C)]
+struct EthtoolRequest {
+    name: [u8; 16],
+    value: *const [u32; 2],
+    rest: [u8; 16],
+}
+
+fn switch_gro_on(name: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let value = [ETHTOOL_SGRO, 1];
+    let mut request = EthtoolRequest { name: [0; 16], value: &raw const value, rest: [0; 16] };
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: request and value live until the call returns and have the kernel's layout.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw const request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -23,8 +23,8 @@ use crate::{
     wait::{self, DEADLINE},
 };
 
-/// All namespaces share one queue of received packets for each processor, and what does not fit into
-/// it is lost: a stream of one test could cost another test a datagram.
+/// Devices without a queue of their own (GRO off) share one of each processor, and what does not fit
+/// into it is lost: a stream of one test could cost another test a datagram.
 static QUEUE: RwLock<()> = RwLock::new(());
 
 /// Held while a stream goes on that might fill the queue. No datagram of [`datagram`] is on its way
@@ -39,7 +39,7 @@ fn among_others() -> RwLockReadGuard<'static, ()> {
 
 /// What a TCP receiver lets be on its way: fewer packets than the queue holds, so that none has to be
 /// sent again.
-const WINDOW: usize = 256 << 10;
+const WINDOW: usize = 128 << 10;
 
 fn socket(ns: &NetNs, address: SocketAddr, kind: Type) -> Socket {
     ns.run(|| {

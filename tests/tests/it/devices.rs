@@ -62,8 +62,8 @@ struct Trial {
     here: Device,
     /// Where datagrams come from, before and after the event.
     there: Device,
-    /// What happens.
-    event: Box<dyn Fn()>,
+    /// What happens, and when.
+    event: Box<dyn Fn() -> Instant>,
 }
 
 /// Asserts that a device counts at once after the event of a trial, and then every packet. Trials
@@ -75,8 +75,7 @@ fn counts_at_once(daemon: &mut Daemon, trial: impl Fn(u8) -> Trial) {
         let port = 5000 + u16::from(n);
         let to = (here.v4.into(), port);
         let sender = Sender::start_to(&there, to);
-        let began = Instant::now();
-        event();
+        let began = event();
         daemon.wait_for("the new device", |document| {
             document.devices().contains(&here.name.as_str()).then_some(())
         });
@@ -118,7 +117,12 @@ fn a_default_route_is_followed_to_another_device_at_once() {
         let name = format!("wan{n}");
         let (here, there) = veth((&host, &name), (&other, &name), n);
         let (from, by) = (here.clone(), there.clone());
-        Trial { here, there, event: Box::new(move || from.default_route(&by)) }
+        let event = move || {
+            let now = Instant::now();
+            from.default_route(&by);
+            now
+        };
+        Trial { here, there, event: Box::new(event) }
     });
     // The one before has no default route any more.
     assert_eq!(daemon.fresh().devices().len(), 1);
@@ -141,11 +145,13 @@ fn a_device_that_appears_counts_at_once() {
         here.ns = host.clone();
         there.up();
         there.address(&here);
-        let (appears, peer, from) = (here.clone(), there.clone(), elsewhere.clone());
+        let (appears, from) = (here.clone(), elsewhere.clone());
         let event = move || {
-            from.ip(&format!("link set {} netns {}", appears.name, appears.ns.path()));
-            appears.up();
-            appears.address(&peer);
+            let (name, address) = (&appears.name, appears.v4);
+            from.ip(&format!("link set {name} netns {}", appears.ns.path()));
+            let now = Instant::now();
+            appears.ns.ip(&format!("link set {name} up\naddress add {address}/24 dev {name}"));
+            now
         };
         Trial { here, there, event: Box::new(event) }
     });
@@ -234,11 +240,13 @@ fn patterns_choose_devices_by_the_names_that_they_have_now() {
         };
         rename("ppp0", "ppp7");
         a.name = "ppp7".to_owned();
+        peer.carries();
         daemon.counts_on(&["eth0", "ppp1", "ppp7"]);
         Peers::new(&a, &peer, 5000).exchange(10);
         assert_eq!(daemon.fresh().group("5000"), both_ways(20));
 
         rename("ppp7", "unwanted");
+        peer.carries();
         daemon.counts_on(&["eth0", "ppp1"]);
         Peers::new(&a, &peer, 5000).exchange(10);
         let document = daemon.stop();

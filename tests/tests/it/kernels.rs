@@ -61,6 +61,8 @@ fn check(kernel: &Kernel, hook: &str, unseen: &str) {
     files.files(&kernel.modules(), "/modules");
     let words = "TRAFFIC_BIN=/bin/traffic TRAFFIC_TEST_ALL=1 PATH=/sbin:/bin";
     let console = kernel.boot(&files, words);
+    // Shown when the test fails.
+    println!("{console}");
     let lines = |begin: &str| -> Vec<&str> {
         console.lines().filter_map(|line| line.strip_prefix(begin)).collect()
     };
@@ -70,12 +72,12 @@ fn check(kernel: &Kernel, hook: &str, unseen: &str) {
         passed.iter().map(|line| line.trim_end_matches(" ok").to_owned()).collect();
     passed.sort();
 
-    assert!(failed.is_empty(), "{failed:#?}\nconsole:\n{console}");
-    assert_eq!(lines("guest: "), ["success"], "console:\n{console}");
-    assert_eq!(lines("info: kernel="), [kernel.release()], "console:\n{console}");
-    assert_eq!(lines("info: hook="), [hook], "console:\n{console}");
-    assert_eq!(lines("info: unseen="), [unseen], "console:\n{console}");
-    assert_eq!(passed, wanted(hook), "console:\n{console}");
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert_eq!(lines("guest: "), ["success"]);
+    assert_eq!(lines("info: kernel="), [kernel.release()]);
+    assert_eq!(lines("info: hook="), [hook]);
+    assert_eq!(lines("info: unseen="), [unseen]);
+    assert_eq!(passed, wanted(hook));
 }
 
 macro_rules! on {

@@ -111,12 +111,9 @@ pub(crate) fn vlan(hook: &str) {
     let (server, client) = (tagged(&pair.server, 1), tagged(&pair.client, 2));
     server.address(&client);
     client.address(&server);
-    for (asked, counted, header) in [
-        (&["eth0.7"][..], "eth0.7", 18),
-        (&["eth0"], "eth0", 14),
-        (&["eth0", "eth0.7"], "eth0", 14),
-        (&["eth0*"], "eth0", 14),
-    ] {
+    for (asked, counted, header) in
+        [(&["eth0.7"][..], "eth0.7", 18), (&["eth0"], "eth0", 14), (&["eth0*"], "eth0", 14)]
+    {
         let site = Site::new();
         let mut args = vec!["--ports", WATCHED, "--meter", hook];
         asked.iter().for_each(|device| args.extend(["--iface", device]));

@@ -58,4 +58,6 @@ pub(crate) fn assert_counted(document: &Document, hook: &str, lanes: &[(&str, Tr
         total += *wanted;
     }
     assert_eq!(document.total(), total, "{}", document.0);
+    // Its sums hold.
+    document.everything();
 }

@@ -147,8 +147,12 @@ fn every_packet_of_the_corpus_counts_on_a_device_as_it_should() {
     let ports = "1,53,443,8443/tcp,65535";
     let mut daemon = site.start(&host, &["--iface", "eth0", "--ports", ports]);
     daemon.counts_on(&["eth0"]);
+    here.own_queue();
+    there.own_queue();
     here.up();
     there.up();
+    here.carries();
+    there.carries();
 
     let mut cases: Vec<Case> = corpus::all().into_iter().filter(is_sent).collect();
     assert!(cases.len() > 100, "only {} packets", cases.len());

@@ -156,7 +156,7 @@ fn a_bulk_transfer_is_exact_at_both_ends() {
     });
     let to = path.receiver.v4.to_string();
     let queue = load::alone();
-    let report = path.sender.ns.sh(&["iperf3", "-c", &to, "-p", "5201", "-n", "32M", "-w", "256K"]);
+    let report = path.sender.ns.sh(&["iperf3", "-c", &to, "-p", "5201", "-n", "32M", "-w", "128K"]);
     assert!(server.wait().expect("the end of iperf3").success());
     drop(queue);
     // iperf3 may end its connection while the last of the data is on its way.
