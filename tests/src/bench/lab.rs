@@ -7,11 +7,13 @@ use std::{
     net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
+    sync::mpsc,
+    thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     sys::{
         resource::{Resource, getrlimit, setrlimit},
         socket::{setsockopt, sockopt::RcvBuf},
@@ -69,13 +71,57 @@ pub(super) fn only(device: &Device) -> Choice {
 
 /// UDP sockets that nobody reads, one for each port: once its buffer is full, each drops what comes
 /// after the whole way through the stack.
-pub(super) fn deaf(ports: &[u16]) -> Result<Vec<UdpSocket>> {
-    let wanted = u64::try_from(ports.len()).unwrap_or(u64::MAX) + 200;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < wanted {
-        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted))
-            .with_context(|| format!("{wanted} open files"))?;
+///
+/// A thread of its own holds them, with a table of open files of its own: two sets of 10,000 are more
+/// than one table may have, and the limit cannot always be raised.
+pub(super) struct Deaf {
+    /// Ends the thread when it is dropped.
+    end: Option<mpsc::Sender<()>>,
+    holder: Option<JoinHandle<()>>,
+}
+
+impl Deaf {
+    /// Binds them in the network namespace of this thread.
+    pub(super) fn bind(ports: &[u16]) -> Result<Self> {
+        let wanted = u64::try_from(ports.len()).unwrap_or(u64::MAX) + 200;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        if soft < wanted {
+            setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted))
+                .with_context(|| format!("{wanted} open files"))?;
+        }
+        let (end, ended) = mpsc::channel();
+        let (said, heard) = mpsc::channel();
+        let ports = ports.to_vec();
+        let holder = thread::spawn(move || {
+            let bound = unshare(CloneFlags::CLONE_FILES)
+                .context("a table of open files of its own")
+                .and_then(|()| sockets(&ports));
+            let (sockets, answer) = match bound {
+                Ok(sockets) => (sockets, Ok(())),
+                Err(error) => (Vec::new(), Err(error)),
+            };
+            // Whoever asked has gone when this fails, and then nothing has to be held.
+            if said.send(answer).is_ok() {
+                let _end = ended.recv();
+            }
+            drop(sockets);
+        });
+        let answer = heard.recv().context("the holder of the sockets has ended")?;
+        let deaf = Self { end: Some(end), holder: Some(holder) };
+        answer.map(|()| deaf)
     }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(holder) = self.holder.take() {
+            let _joined = holder.join();
+        }
+    }
+}
+
+fn sockets(ports: &[u16]) -> Result<Vec<UdpSocket>> {
     let bind = |port: &u16| {
         let socket = UdpSocket::bind((ADDRESS, *port))
             .with_context(|| format!("listen on {ADDRESS}:{port}"))?;
