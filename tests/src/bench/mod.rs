@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use self::{
@@ -108,7 +108,7 @@ impl Plan {
         program_rounds: 31,
         program_runs: 150_000,
         loads: Load::WHOLE,
-        path_rounds: 41,
+        path_rounds: 25,
         path_time: Duration::from_millis(60),
         slow_rounds: 5,
         stream_rounds: 21,
@@ -167,18 +167,27 @@ impl Plan {
 pub fn run(args: &Args) -> Result<()> {
     let plan = Plan::new(args);
     let mut report = Report { machine: Machine::look(), quick: args.quick, sections: Vec::new() };
+    let folder = args.out.clone().unwrap_or_else(default_folder);
+    let mut failed = Vec::new();
     for part in Part::ALL {
         if !args.only.is_empty() && !args.only.contains(&part) {
             continue;
         }
         let begin = Instant::now();
-        report.sections.extend(part.measure(&plan)?);
+        match part.measure(&plan) {
+            Ok(sections) => report.sections.extend(sections),
+            Err(error) => {
+                eprintln!("{part:?} failed: {error:#}");
+                failed.push(format!("{part:?}"));
+            }
+        }
         eprintln!("{part:?}: {:.0} s", begin.elapsed().as_secs_f64());
+        // After each part: what took minutes does not go with one that fails later.
+        report.write(&folder)?;
     }
-    let folder = args.out.clone().unwrap_or_else(default_folder);
-    report.write(&folder)?;
     println!("{}", report.summary());
     println!("report: {}", folder.join("bench.md").display());
+    ensure!(failed.is_empty(), "could not be measured: {}", failed.join(", "));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -103,6 +103,8 @@ impl Drop for Running {
             // It may have ended by itself.
             let _ = kill(pid, Signal::SIGTERM);
         }
+        // What it still writes may be more than a pipe holds, and then it would wait for a reader.
+        let _ = io::copy(&mut self.lines, &mut io::sink());
         if let Err(error) = self.child.wait() {
             eprintln!("left behind: a running traffic: {error}");
         }
@@ -115,7 +117,7 @@ fn first_count(binary: &Path, groups: u16) -> Result<Duration> {
     let mut running = Running::start(binary, groups, &["--count", "1"])?;
     let document = running.document()?;
     let time = begin.elapsed();
-    let devices = document["devices"].as_array().map_or(0, Vec::len);
+    let devices = document["devices"].as_object().map_or(0, serde_json::Map::len);
     ensure!(devices == 1, "it counts on {devices} devices: {document}");
     Ok(time)
 }
