@@ -1,12 +1,16 @@
 //! The embedded object to programs in the kernel.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, thread};
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupSkb, ProgramFd, SchedClassifier},
 };
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+    unistd::chroot,
+};
 use traffic_ebpf::abi::{LANES, globals, maps, programs};
 
 use super::{Hook, OBJECT};
@@ -51,7 +55,7 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
     let entries = stripes()?.saturating_mul(slots).saturating_mul(LANES);
     let atomic = u8::from(hook == Hook::Cgroup || preempt_rt());
     let level: u8 = if log { 4 } else { 0 };
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader();
     loader
         .map_max_entries(maps::COUNTERS, entries)
         .map_max_entries(maps::GROUPS, slots)
@@ -70,6 +74,24 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
         true => MeterError::Denied { doing: "create the eBPF maps", capability: "CAP_BPF".into() },
         false => MeterError::Object(cause(error)),
     })
+}
+
+/// A loader that does not know the kernel's own types.
+///
+/// It reads them when it is made, which takes 9 MB and a good part of the start, and has no way not to;
+/// our programs ask for none. So it is made where it finds none: by a thread whose root is an empty
+/// folder. Where that is not allowed, it reads them and forgets them.
+fn loader() -> EbpfLoader<'static> {
+    let elsewhere = || {
+        let hidden = unshare(CloneFlags::CLONE_FS).and_then(|()| chroot("/proc/self/fdinfo"));
+        if let Err(error) = hidden {
+            tracing::debug!(%error, "the kernel's types are read");
+        }
+        EbpfLoader::new()
+    };
+    let mut loader = thread::spawn(elsewhere).join().unwrap_or_else(|_| EbpfLoader::new());
+    loader.btf(None);
+    loader
 }
 
 /// Whether anything in the chain of causes is the kernel's "operation not permitted".
