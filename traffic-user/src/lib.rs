@@ -9,6 +9,7 @@ pub mod config;
 mod daemon;
 mod fault;
 pub mod meter;
+pub mod proxy_config;
 mod state;
 pub mod view;
 
