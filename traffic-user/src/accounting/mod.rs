@@ -7,6 +7,7 @@ pub mod anomaly;
 pub mod delta;
 pub mod frame;
 pub mod ident;
+pub mod payload;
 pub mod proxy;
 pub mod reading;
 pub mod report;
