@@ -4,6 +4,7 @@
 //! module of this crate.
 
 pub mod anomaly;
+pub mod attribute;
 pub mod delta;
 pub mod frame;
 pub mod ident;
@@ -11,4 +12,5 @@ pub mod payload;
 pub mod proxy;
 pub mod reading;
 pub mod report;
+pub mod stats;
 pub mod units;
