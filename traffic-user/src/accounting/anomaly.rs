@@ -2,7 +2,11 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{ident::Group, reading::Layer};
+use super::{
+    ident::{Group, shown},
+    proxy::{CounterName, Way},
+    reading::Layer,
+};
 
 /// Whose counter it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +65,91 @@ pub enum Anomaly {
         /// Which meter.
         meter: &'static str,
     },
+    /// A counter of the proxy is below zero: it charges nothing, and its last good value stays.
+    Negative {
+        /// Which.
+        counter: CounterName,
+        /// What came.
+        value: i64,
+    },
+    /// A proxy's answer names a counter more than once: the first one counts.
+    Twice {
+        /// Which.
+        counter: CounterName,
+    },
+    /// The proxy began again, and its counters with it.
+    ProxyRestarted {
+        /// When at the latest, nanoseconds of Unix time; `None` when its answer does not tell.
+        began: Option<i128>,
+    },
+    /// Somebody else set counters back to zero while the proxy went on.
+    CountersReset {
+        /// Which, in the order of their names.
+        counters: Vec<CounterName>,
+    },
+    /// Nothing tells whether the proxy began again since the last poll: no uptime, or one that fits
+    /// both.
+    ProxyUnclear,
+    /// Another proxy answers, which ran before the last poll already: a new baseline.
+    ProxyReplaced,
+    /// The proxy reported more payload than the kernel saw on the wire, over its whole life.
+    AboveWire {
+        /// Where.
+        group: Arc<Group>,
+        /// In which direction.
+        way: Way,
+        /// Bytes the proxy reported for users of this group alone.
+        payload: u64,
+        /// Bytes the kernel saw.
+        wire: u64,
+    },
+    /// The proxy reports almost no payload while the wire runs.
+    ApiSilent {
+        /// Where.
+        group: Arc<Group>,
+        /// Bytes the proxy reported.
+        payload: u64,
+        /// Bytes the kernel saw.
+        wire: u64,
+    },
+    /// Users of a level that the proxy's policy does not count.
+    NotCounted {
+        /// Who, in the order of the config.
+        users: Vec<Arc<str>>,
+    },
+    /// Users whom the config gives no name: the proxy does not count them.
+    Nameless {
+        /// Where.
+        group: Arc<Group>,
+        /// How many.
+        users: usize,
+    },
+    /// Users whom the proxy counts and the config places in no inbound: no wire bytes are charged to
+    /// them.
+    Unplaced {
+        /// Who, by name.
+        users: Vec<Arc<str>>,
+    },
+}
+
+/// Names for people: the first few, safe to print, and how many more there are.
+struct Names<'a>(&'a [Arc<str>]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 5;
+        let names: Vec<_> = self.0.iter().take(MOST).map(|name| shown(name)).collect();
+        f.write_str(&names.join(", "))?;
+        match self.0.len().saturating_sub(MOST) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+fn counter_text(counter: &CounterName) -> String {
+    // Long enough for most emails with what stands around them.
+    counter.to_string().chars().take(100).collect::<String>().escape_debug().to_string()
 }
 
 impl fmt::Display for Anomaly {
@@ -83,6 +172,56 @@ impl fmt::Display for Anomaly {
                 from.1.name()
             ),
             Self::Silent { meter } => write!(f, "{meter}: no reading this time"),
+            Self::Negative { counter, value } => write!(
+                f,
+                "proxy: {} is {value}, below zero; nothing is charged",
+                counter_text(counter)
+            ),
+            Self::Twice { counter } => write!(
+                f,
+                "proxy: {} came more than once; the first value counts",
+                counter_text(counter)
+            ),
+            Self::ProxyRestarted { .. } => f.write_str(
+                "proxy: restarted; what it counted after the last poll before that is lost",
+            ),
+            Self::CountersReset { counters } => {
+                let first = counters.first().map(counter_text).unwrap_or_default();
+                let count = counters.len();
+                write!(f, "proxy: {count} counters were reset by somebody else, {first} the first")
+            }
+            Self::ProxyUnclear => f.write_str(
+                "proxy: whether it restarted since the last poll cannot be told from its uptime",
+            ),
+            Self::ProxyReplaced => f.write_str(
+                "proxy: another one answers, which was running before; counting begins anew",
+            ),
+            Self::AboveWire { group, way, payload, wire } => write!(
+                f,
+                "group {group}: {payload} bytes of {} payload, but only {wire} on the wire",
+                way.name()
+            ),
+            Self::ApiSilent { group, payload, wire } => write!(
+                f,
+                "group {group}: the proxy counted {payload} bytes while {wire} passed on the wire; \
+                 its statistics may be off for these users, or long spliced downloads still run"
+            ),
+            Self::NotCounted { users } => write!(
+                f,
+                "the proxy's policy does not count the level of {}; switch on statsUserUplink and \
+                 statsUserDownlink for it",
+                Names(users)
+            ),
+            Self::Nameless { group, users } => write!(
+                f,
+                "group {group}: {users} users have no email, so the proxy does not count them"
+            ),
+            Self::Unplaced { users } => write!(
+                f,
+                "the proxy counts {}, whom the config places in no inbound: no wire bytes are \
+                 charged to them",
+                Names(users)
+            ),
         }
     }
 }

@@ -4,10 +4,13 @@
 //! module of this crate.
 
 pub mod anomaly;
+pub mod attribute;
 pub mod delta;
 pub mod frame;
 pub mod ident;
+pub mod payload;
 pub mod proxy;
 pub mod reading;
 pub mod report;
+pub mod stats;
 pub mod units;

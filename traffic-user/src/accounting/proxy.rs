@@ -71,6 +71,19 @@ pub enum Way {
     Downlink,
 }
 
+impl Way {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Uplink, Self::Downlink];
+
+    /// As the outputs write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uplink => "uplink",
+            Self::Downlink => "downlink",
+        }
+    }
+}
+
 /// The name of one counter: `user>>>EMAIL>>>traffic>>>uplink` and its like.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CounterName {
@@ -120,11 +133,7 @@ impl fmt::Display for CounterName {
             Subject::Inbound(who) => ("inbound", who),
             Subject::Outbound(who) => ("outbound", who),
         };
-        let way = match self.way {
-            Way::Uplink => "uplink",
-            Way::Downlink => "downlink",
-        };
-        write!(f, "{kind}>>>{who}>>>traffic>>>{way}")
+        write!(f, "{kind}>>>{who}>>>traffic>>>{}", self.way.name())
     }
 }
 
@@ -144,6 +153,22 @@ impl Payload {
         Self {
             uplink: self.uplink.saturating_add(other.uplink),
             downlink: self.downlink.saturating_add(other.downlink),
+        }
+    }
+
+    /// One direction.
+    pub const fn way(self, way: Way) -> u64 {
+        match way {
+            Way::Uplink => self.uplink,
+            Way::Downlink => self.downlink,
+        }
+    }
+
+    /// One direction, to be changed.
+    pub const fn way_mut(&mut self, way: Way) -> &mut u64 {
+        match way {
+            Way::Uplink => &mut self.uplink,
+            Way::Downlink => &mut self.downlink,
         }
     }
 

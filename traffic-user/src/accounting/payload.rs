@@ -1,0 +1,373 @@
+//! What a proxy moved between two polls of its counters.
+//!
+//! The proxy's meter has no epoch: it says for how long it has been running, and each counter may be
+//! set back by anybody. So this is where an epoch is found, and every outcome has a name:
+//!
+//! | next to the poll before | charged | [`PayloadSeam`] |
+//! |---|---|---|
+//! | there is none | nothing, or all, as [`First`] says | `First` |
+//! | the same life of the proxy | the difference; all of a counter that appears | `Same` |
+//! | the same, and a counter fell: somebody else reset it | all that it counted since | `Reset` |
+//! | a life that began after the last poll | all that it counted | `Restarted` |
+//! | nothing tells whether it is the same | as in one life: never more than was moved | `Unclear` |
+//! | a life that began earlier, and is not the one before | nothing: a new baseline | `Replaced` |
+//!
+//! A restart is told by age, never by values, because a restarted counter may be past the old one
+//! already: a proxy that is younger than the time since the last poll is another one. That holds
+//! after missed polls as well, when its uptime may be larger than the one before. Only where age fits
+//! both (an answer in the first second of a life, or no uptime at all) values decide.
+//!
+//! What no reader can know is a [`Gap`] with its bounds. One loss leaves no trace at all: a counter
+//! that was reset and climbed past its last value before the next poll.
+
+use std::collections::{HashMap, hash_map::Entry};
+
+use super::{
+    anomaly::Anomaly,
+    delta::First,
+    proxy::{CounterName, Payload, ProxySnapshot, Subject},
+    reading::Coverage,
+};
+use life::{Life, Poll, life};
+
+mod life;
+
+const NANOS: i128 = 1_000_000_000;
+
+/// How a poll follows the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PayloadSeam {
+    /// There is none before.
+    First(First),
+    /// Both are of one life of the proxy.
+    Same,
+    /// One life, but somebody else set counters back.
+    Reset,
+    /// The proxy began again; what the old one counted after it was last read is lost.
+    Restarted,
+    /// Nothing tells whether it is the same life.
+    Unclear,
+    /// Another proxy, which ran before the last poll already.
+    Replaced,
+}
+
+/// Why something was not seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The proxy ended between two polls.
+    Restarted,
+    /// Somebody else set the counter back.
+    Reset,
+    /// The counter was away and came back: it may have begun again in between.
+    Returned,
+    /// It cannot be told whether the proxy began again.
+    Unclear,
+    /// Another proxy answers.
+    Replaced,
+    /// The first value was no number of bytes, so there was nothing to subtract from.
+    NoBaseline,
+}
+
+impl Cause {
+    /// As the outputs write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Restarted => "restarted",
+            Self::Reset => "reset",
+            Self::Returned => "returned",
+            Self::Unclear => "unclear",
+            Self::Replaced => "replaced",
+            Self::NoBaseline => "no-baseline",
+        }
+    }
+}
+
+/// Payload that may have been moved and that no reader can know. None of it is charged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Of which counter; `None` for each of them.
+    pub counter: Option<CounterName>,
+    /// Why.
+    pub cause: Cause,
+    /// Bytes of one counter at least: always 0, because nothing need have passed.
+    pub least: Payload,
+    /// Bytes of one counter at most; `None` where nothing bounds it.
+    pub most: Option<Payload>,
+    /// It was moved after this, nanoseconds of Unix time.
+    pub from: i128,
+    /// It was moved before this, likewise.
+    pub to: i128,
+}
+
+/// What a proxy moved between two polls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PayloadDeltas {
+    /// How the two polls are joined.
+    pub seam: PayloadSeam,
+    /// End of the earlier poll, nanoseconds of Unix time; for a first one that is charged, the latest
+    /// time at which the proxy can have begun.
+    pub from: Option<i128>,
+    /// End of the later one, likewise.
+    pub to: i128,
+    /// Charged to each subject that the proxy has a counter of, in the order of the poll; 0 for one
+    /// that did not move.
+    pub charges: Vec<(Subject, Payload)>,
+    /// What was not seen.
+    pub gaps: Vec<Gap>,
+    /// What happened to the counters.
+    pub anomalies: Vec<Anomaly>,
+    /// `Gap` if something may be missing.
+    pub coverage: Coverage,
+}
+
+/// [`First::Charge`] if the proxy certainly began after `watched`: boot time (of the clock of
+/// [`ProxySnapshot::boot`]) since when its traffic is accounted for.
+pub fn first(poll: &ProxySnapshot, watched: i128) -> First {
+    let began = |uptime: u32| poll.boot.begin.saturating_sub((i128::from(uptime) + 1) * NANOS);
+    match poll.uptime.map(began) {
+        Some(began) if began >= watched => First::Charge,
+        _ => First::Baseline,
+    }
+}
+
+/// What is remembered of the polls before. Worth nothing after a boot of this host, since the clock
+/// that tells a restart begins again with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Polls {
+    last: Option<Poll>,
+    /// Every counter of this life of the proxy, those that are gone as well.
+    counters: HashMap<CounterName, Known>,
+    count: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    /// Last good value; `None` when a baseline was wanted and none was good.
+    value: Option<u64>,
+    /// Number of the poll that saw a good one last.
+    seen: u64,
+}
+
+impl Polls {
+    /// Takes a poll in and says what it charges. See the [module](self).
+    ///
+    /// `begin` says what to do with totals that nothing comes before (see [`first`]). `most` is the
+    /// most that any one counter can have moved since the last poll, if the caller knows it, such as
+    /// what the kernel saw in that time: it bounds the gaps.
+    ///
+    /// ```
+    /// use traffic_user::accounting::{
+    ///     delta::First,
+    ///     payload::{PayloadSeam, Polls},
+    ///     proxy::{CounterName, ProxySnapshot},
+    ///     reading::Window,
+    /// };
+    ///
+    /// let poll = |second: i128, uptime, bytes| {
+    ///     let at = Window { begin: second * 1_000_000_000, end: second * 1_000_000_000 };
+    ///     let name = CounterName::parse("user>>>a@x>>>traffic>>>downlink").unwrap();
+    ///     ProxySnapshot {
+    ///         product: None,
+    ///         uptime: Some(uptime),
+    ///         window: at,
+    ///         boot: at,
+    ///         counters: vec![(name, bytes)],
+    ///     }
+    /// };
+    /// let mut polls = Polls::default();
+    /// polls.follow(&poll(1000, 500, 70), First::Baseline, None);
+    /// let deltas = polls.follow(&poll(1010, 510, 75), First::Baseline, None);
+    /// assert_eq!((deltas.seam, deltas.charges[0].1.downlink), (PayloadSeam::Same, 5));
+    /// // A minute of polls is missed; the proxy is 40 seconds old, and past the old value.
+    /// let deltas = polls.follow(&poll(1070, 40, 90), First::Baseline, None);
+    /// assert_eq!((deltas.seam, deltas.charges[0].1.downlink), (PayloadSeam::Restarted, 90));
+    /// ```
+    pub fn follow(
+        &mut self,
+        next: &ProxySnapshot,
+        begin: First,
+        most: Option<Payload>,
+    ) -> PayloadDeltas {
+        let last = self.last;
+        let fell = self.fell(next);
+        let seam = match last.map(|last| life(&last, next)) {
+            None => PayloadSeam::First(begin),
+            Some(Life::New) => PayloadSeam::Restarted,
+            Some(Life::Unclear) => PayloadSeam::Unclear,
+            // An age that does not fit is the fault of a clock, unless the counters are others too.
+            Some(Life::Other) if self.differs(next) => PayloadSeam::Replaced,
+            Some(Life::Same | Life::Other) if fell.is_empty() => PayloadSeam::Same,
+            Some(Life::Same | Life::Other) => PayloadSeam::Reset,
+        };
+        let began =
+            next.uptime.map(|uptime| next.window.end.saturating_sub(i128::from(uptime) * NANOS));
+        let from = match seam {
+            PayloadSeam::First(First::Charge) => began,
+            PayloadSeam::First(First::Baseline) => None,
+            PayloadSeam::Same
+            | PayloadSeam::Reset
+            | PayloadSeam::Restarted
+            | PayloadSeam::Unclear
+            | PayloadSeam::Replaced => last.map(|last| last.window.end),
+        };
+        let gap = |counter, cause| Gap {
+            counter,
+            cause,
+            least: Payload::default(),
+            most,
+            from: from.unwrap_or(next.window.end),
+            to: match (cause, began) {
+                (Cause::Restarted, Some(began)) => began.max(from.unwrap_or(began)),
+                _ => next.window.end,
+            },
+        };
+
+        let mut deltas = PayloadDeltas {
+            seam,
+            from,
+            to: next.window.end,
+            charges: Vec::with_capacity(next.counters.len() / 2 + 1),
+            gaps: Vec::new(),
+            anomalies: Vec::new(),
+            coverage: Coverage::Complete,
+        };
+        match seam {
+            PayloadSeam::First(_) | PayloadSeam::Same => {}
+            PayloadSeam::Reset => {
+                deltas.anomalies.push(Anomaly::CountersReset { counters: fell });
+            }
+            PayloadSeam::Restarted => {
+                deltas.gaps.push(gap(None, Cause::Restarted));
+                deltas.anomalies.push(Anomaly::ProxyRestarted { began });
+            }
+            PayloadSeam::Unclear => {
+                deltas.gaps.push(gap(None, Cause::Unclear));
+                deltas.anomalies.push(Anomaly::ProxyUnclear);
+                if !fell.is_empty() {
+                    deltas.anomalies.push(Anomaly::CountersReset { counters: fell });
+                }
+            }
+            PayloadSeam::Replaced => {
+                deltas.gaps.push(gap(None, Cause::Replaced));
+                deltas.anomalies.push(Anomaly::ProxyReplaced);
+            }
+        }
+        let fresh =
+            matches!(seam, PayloadSeam::First(_) | PayloadSeam::Restarted | PayloadSeam::Replaced);
+        if fresh {
+            self.counters.clear();
+        }
+        let baseline = matches!(seam, PayloadSeam::First(First::Baseline) | PayloadSeam::Replaced);
+
+        let mut charges = Charges::new(&mut deltas.charges);
+        for (name, value) in &next.counters {
+            let charge = match self.charge(name, *value, baseline) {
+                Ok((charge, cause)) => {
+                    deltas.gaps.extend(cause.map(|cause| gap(Some(name.clone()), cause)));
+                    charge
+                }
+                Err(anomaly) => {
+                    deltas.anomalies.push(anomaly);
+                    0
+                }
+            };
+            charges.add(name, charge);
+        }
+        self.count += 1;
+        self.last = Some(Poll {
+            product: next.product,
+            uptime: next.uptime,
+            window: next.window,
+            boot: next.boot,
+        });
+        if !deltas.gaps.is_empty() {
+            deltas.coverage = Coverage::Gap;
+        }
+        deltas
+    }
+
+    /// What one counter is charged, and why it may be too little.
+    fn charge(
+        &mut self,
+        name: &CounterName,
+        value: i64,
+        baseline: bool,
+    ) -> Result<(u64, Option<Cause>), Anomaly> {
+        let now = self.count;
+        let good = u64::try_from(value).ok();
+        let negative = || Anomaly::Negative { counter: name.clone(), value };
+        let known = match self.counters.entry(name.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if good.is_none() && !baseline => return Err(negative()),
+            Entry::Vacant(entry) => {
+                entry.insert(Known { value: good, seen: now });
+                return match good {
+                    Some(_) if baseline => Ok((0, None)),
+                    // It appeared in a life that is watched: all of it is new.
+                    Some(good) => Ok((good, None)),
+                    None => Err(negative()),
+                };
+            }
+        };
+        if known.seen == now {
+            return Err(Anomaly::Twice { counter: name.clone() });
+        }
+        // One that could not be read is as good as away: it may have begun again.
+        let away = known.seen + 1 < now;
+        let good = good.ok_or_else(negative)?;
+        known.seen = now;
+        Ok(match known.value.replace(good) {
+            None => (0, Some(Cause::NoBaseline)),
+            Some(was) if good < was => (good, Some(Cause::Reset)),
+            Some(was) => (good - was, away.then_some(Cause::Returned)),
+        })
+    }
+
+    /// Counters that are below their last value.
+    fn fell(&self, next: &ProxySnapshot) -> Vec<CounterName> {
+        let below = |(name, value): &&(CounterName, i64)| {
+            let was = self.counters.get(name).and_then(|known| known.value);
+            was.zip(u64::try_from(*value).ok()).is_some_and(|(was, is)| is < was)
+        };
+        next.counters.iter().filter(below).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether a counter of the last poll is smaller or gone.
+    fn differs(&self, next: &ProxySnapshot) -> bool {
+        let same = |(name, value): &&(CounterName, i64)| {
+            let Some(known) = self.counters.get(name) else { return false };
+            let is = u64::try_from(*value).ok();
+            known.seen + 1 == self.count && (is.is_none() || is >= known.value)
+        };
+        let seen = self.counters.values().filter(|known| known.seen + 1 == self.count).count();
+        next.counters.iter().filter(same).count() < seen
+    }
+}
+
+/// Sums the counters of each subject, in the order of the first.
+struct Charges<'a> {
+    list: &'a mut Vec<(Subject, Payload)>,
+    index: HashMap<Subject, usize>,
+}
+
+impl<'a> Charges<'a> {
+    fn new(list: &'a mut Vec<(Subject, Payload)>) -> Self {
+        Self { list, index: HashMap::new() }
+    }
+
+    fn add(&mut self, name: &CounterName, amount: u64) {
+        let at = *self.index.entry(name.subject.clone()).or_insert(self.list.len());
+        if at == self.list.len() {
+            self.list.push((name.subject.clone(), Payload::default()));
+        }
+        if let Some((_, payload)) = self.list.get_mut(at) {
+            let way = payload.way_mut(name.way);
+            *way = way.saturating_add(amount);
+        }
+    }
+}
+
+#[cfg(test)]
+mod laws;
+#[cfg(test)]
+mod tests;
