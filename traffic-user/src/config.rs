@@ -18,8 +18,19 @@ pub const DEFAULT_CONFIG: &str = "/etc/traffic/traffic.toml";
 
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-const KEYS: [&str; 8] =
-    ["ports", "iface", "meter", "cgroup", "interval", "persist", "pins", "state"];
+const KEYS: [&str; 11] = [
+    "ports",
+    "iface",
+    "meter",
+    "cgroup",
+    "interval",
+    "persist",
+    "pins",
+    "state",
+    "proxy",
+    "proxy_config",
+    "api",
+];
 
 /// What the file sets. Every value can be used as it is; what it leaves out is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +51,12 @@ pub struct Config {
     pub pins: Option<PathBuf>,
     /// State folder.
     pub state: Option<PathBuf>,
+    /// Whether to look for a proxy at all.
+    pub proxy: Option<bool>,
+    /// The proxy's configuration: files, or a folder of them.
+    pub proxy_config: Option<Vec<PathBuf>>,
+    /// Where the proxy's API listens, in the place of what its configuration says.
+    pub api: Option<String>,
 }
 
 /// One thing that is wrong, and where.
@@ -133,15 +150,28 @@ impl Config {
             "meter" => self.meter = Some(hook(text(value)?)?),
             "cgroup" => self.cgroup = Some(text(value)?.into()),
             "interval" => self.interval = Some(interval(text(value)?)?),
-            "persist" => match value {
-                DeValue::Boolean(value) => self.persist = Some(*value),
-                _ => return Err("write true or false".into()),
-            },
+            "persist" => self.persist = Some(switch(value)?),
             "pins" => self.pins = Some(text(value)?.into()),
             "state" => self.state = Some(text(value)?.into()),
+            "proxy" => self.proxy = Some(switch(value)?),
+            "proxy_config" => {
+                let paths: Vec<PathBuf> = texts(value)?.into_iter().map(Into::into).collect();
+                if paths.is_empty() {
+                    return Err("name a file, or write proxy = false".into());
+                }
+                self.proxy_config = Some(paths);
+            }
+            "api" => self.api = Some(text(value)?.to_owned()),
             _ => return Err(format!("no such key; there are {}", KEYS.join(", "))),
         }
         Ok(())
+    }
+}
+
+fn switch(value: &DeValue<'_>) -> Result<bool, String> {
+    match value {
+        DeValue::Boolean(value) => Ok(*value),
+        _ => Err("write true or false".into()),
     }
 }
 
@@ -202,7 +232,8 @@ mod tests {
     fn every_key_is_read() {
         let config = Config::parse(
             "ports = ['443=web', '8443/tcp']\niface = 'eth*'\nmeter = 'tc'\ncgroup = '/c'\n\
-             interval = '10s'\npersist = true\npins = '/p'\nstate = '/s'\n",
+             interval = '10s'\npersist = true\npins = '/p'\nstate = '/s'\nproxy = true\n\
+             proxy_config = ['/a', '/b']\napi = '[::1]:80'\n",
             10,
         )
         .unwrap();
@@ -213,6 +244,9 @@ mod tests {
         assert_eq!(config.interval, Some(Duration::from_secs(10)));
         assert_eq!(config.persist, Some(true));
         assert_eq!((config.pins, config.state), (Some("/p".into()), Some("/s".into())));
+        assert_eq!(config.proxy, Some(true));
+        assert_eq!(config.proxy_config, Some(vec!["/a".into(), "/b".into()]));
+        assert_eq!(config.api.as_deref(), Some("[::1]:80"));
     }
 
     #[test]

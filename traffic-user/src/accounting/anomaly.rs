@@ -132,6 +132,29 @@ pub enum Anomaly {
     },
 }
 
+impl Anomaly {
+    /// As scripts know it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Regressed { .. } => "regressed",
+            Self::Vanished { .. } => "vanished",
+            Self::Replaced { .. } => "replaced",
+            Self::Silent { .. } => "silent",
+            Self::Negative { .. } => "negative",
+            Self::Twice { .. } => "twice",
+            Self::ProxyRestarted { .. } => "proxy-restarted",
+            Self::CountersReset { .. } => "counters-reset",
+            Self::ProxyUnclear => "proxy-unclear",
+            Self::ProxyReplaced => "proxy-replaced",
+            Self::AboveWire { .. } => "above-wire",
+            Self::ApiSilent { .. } => "api-silent",
+            Self::NotCounted { .. } => "not-counted",
+            Self::Nameless { .. } => "nameless",
+            Self::Unplaced { .. } => "unplaced",
+        }
+    }
+}
+
 /// Names for people: the first few, safe to print, and how many more there are.
 struct Names<'a>(&'a [Arc<str>]);
 

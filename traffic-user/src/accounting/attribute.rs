@@ -59,6 +59,7 @@ pub struct Merge {
     by_email: HashMap<Arc<str>, usize>,
     uncounted: Vec<Arc<str>>,
     relay: Option<Traffic>,
+    polled: bool,
     coverage: Coverage,
     life: Life,
     gaps: Vec<Gap>,
@@ -134,6 +135,48 @@ impl Merge {
         }
     }
 
+    /// Begins a user's numbers anew. What he was charged stays in the kernel's bytes of his groups, as
+    /// bytes that are charged to nobody.
+    pub fn reset_user(&mut self, email: &str) {
+        let Some(at) = self.by_email.get(email) else {
+            return;
+        };
+        let user = &mut self.users[*at];
+        user.total = Payload::default();
+        user.credit = Payload::default();
+        for group in &mut self.groups {
+            if let Some(share) = group.share_of.get(at) {
+                let wire = std::mem::take(&mut group.shares[*share].wire);
+                group.released.input = group.released.input.saturating_add(wire.input);
+                group.released.output = group.released.output.saturating_add(wire.output);
+            }
+        }
+    }
+
+    /// Begins the numbers of the groups with this port anew, and those of the users who are in no
+    /// other.
+    pub fn reset_port(&mut self, port: u16) {
+        for (at, group) in self.groups.iter_mut().enumerate() {
+            if !group.group.ports().any(|one| one == port) {
+                continue;
+            }
+            group.kernel = group.kernel.map(|_| Traffic::default());
+            group.inbound = group.inbound.map(|_| Payload::default());
+            group.uplink.pending = 0;
+            group.downlink.pending = 0;
+            group.released = Wire::default();
+            group.span = Sides::default();
+            for share in &mut group.shares {
+                share.wire = Wire::default();
+                let user = &mut self.users[share.user];
+                if user.homes.iter().all(|(home, _)| *home == at) {
+                    user.total = Payload::default();
+                    user.credit = Payload::default();
+                }
+            }
+        }
+    }
+
     fn count(&mut self, kernel: &Deltas) {
         self.coverage = self.coverage.max(kernel.coverage);
         for group in &mut self.groups {
@@ -149,6 +192,7 @@ impl Merge {
     }
 
     fn charge(&mut self, payload: &PayloadDeltas) {
+        self.polled = true;
         self.coverage = self.coverage.max(payload.coverage);
         self.gaps.clone_from(&payload.gaps);
         self.events.clone_from(&payload.anomalies);
@@ -172,6 +216,7 @@ impl Merge {
                         self.users[at].homes.push(home);
                     }
                     let user = &mut self.users[at];
+                    user.counted = true;
                     user.total = user.total.plus(*charge);
                     user.fresh = user.fresh.plus(*charge);
                     user.active = true;
@@ -183,7 +228,12 @@ impl Merge {
                         group.poll.inbound = group.poll.inbound.plus(*charge);
                     }
                 }
-                Subject::User(_) | Subject::Outbound(_) => {}
+                Subject::User(email) => {
+                    if let Some(at) = self.by_email.get(email) {
+                        self.users[*at].counted = true;
+                    }
+                }
+                Subject::Outbound(_) => {}
             }
         }
     }

@@ -269,6 +269,18 @@ impl Group {
         self.join(",")
     }
 
+    /// Whether all that another group counts is counted by this one.
+    pub fn covers(&self, other: &Self) -> bool {
+        let counts = match (self.transport, other.transport) {
+            (Transport::Both, _) => true,
+            (own, theirs) => own == theirs,
+        };
+        let holds = |range: &PortRange| {
+            self.ranges.iter().any(|own| own.first() <= range.first() && range.last() <= own.last())
+        };
+        counts && other.ranges.iter().all(holds)
+    }
+
     /// Whether both count the same ports of the same transports; names do not matter.
     pub fn same_ports(&self, other: &Self) -> bool {
         self.ranges == other.ranges && self.transport == other.transport
@@ -328,7 +340,7 @@ fn port(text: &str) -> Result<u16, GroupError> {
 }
 
 /// A piece of foreign text, safe to print and short.
-pub(super) fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     text.chars().take(40).collect::<String>().escape_debug().to_string()
 }
 

@@ -286,6 +286,40 @@ impl Polls {
         deltas
     }
 
+    /// Takes note that we set counters to zero ourselves, and charges what they had moved since the last
+    /// poll. `values` is what the proxy said they were, so nothing is lost.
+    ///
+    /// A poll that was under way may still tell the old values: it must not be followed.
+    pub fn reset(&mut self, values: &[(CounterName, i64)]) -> PayloadDeltas {
+        let at = self.last.map_or(0, |last| last.window.end);
+        let mut deltas = PayloadDeltas {
+            seam: PayloadSeam::Same,
+            from: self.last.map(|last| last.window.end),
+            to: at,
+            charges: Vec::new(),
+            gaps: Vec::new(),
+            anomalies: Vec::new(),
+            coverage: Coverage::Complete,
+        };
+        // Before the first poll there is nothing to subtract from, and the first poll is a baseline.
+        if self.last.is_none() {
+            return deltas;
+        }
+        let seen = self.count.saturating_sub(1);
+        let mut charges = Charges::new(&mut deltas.charges);
+        for (name, value) in values {
+            let is = u64::try_from(*value).unwrap_or(0);
+            let charge = match self.counters.get(name).map(|known| known.value) {
+                None => is,
+                Some(None) => 0,
+                Some(Some(was)) => is.checked_sub(was).unwrap_or(is),
+            };
+            self.counters.insert(name.clone(), Known { value: Some(0), seen });
+            charges.add(name, charge);
+        }
+        deltas
+    }
+
     /// What one counter is charged, and why it may be too little.
     fn charge(
         &mut self,

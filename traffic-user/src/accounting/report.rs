@@ -2,6 +2,7 @@
 
 use super::{
     ident::{Group, key},
+    proxy::Inbound,
     reading::{Snapshot, Traffic},
 };
 
@@ -47,6 +48,8 @@ pub struct PortReport {
     pub group: Group,
     /// Its key in the outputs.
     pub key: String,
+    /// The inbound of the proxy that it is.
+    pub inbound: Option<Inbound>,
     /// Since the epoch began; `None` when nothing counts it.
     pub traffic: Option<Traffic>,
     /// Whether something on this host listens on it now; `None` when that is not known.

@@ -71,6 +71,9 @@ pub struct UserStats {
     pub email: Arc<str>,
     /// What the proxy counted for him, in all groups: it has one counter for a user.
     pub payload: Payload,
+    /// Whether the proxy was seen to have a counter of him. It makes one with his first traffic, so
+    /// `payload` of one who has none is not a measured 0.
+    pub counted: bool,
     /// Kernel bytes of this group that are charged to him; `None` where no group is known.
     pub wire: Option<Wire>,
     /// Whether he is in several groups, each of which shows the same `payload`.
@@ -130,6 +133,8 @@ impl GroupStats {
 pub struct SystemTotal {
     /// Payload of every user, once, and of the groups where no user is known.
     pub payload: Payload,
+    /// Whether the proxy was ever polled: without it `payload` is not a measured 0.
+    pub polled: bool,
     /// Users whose counters moved at the last tick with a poll.
     pub active_users: usize,
     /// Groups whose kernel counters moved at the last tick that had them; those of the proxy where

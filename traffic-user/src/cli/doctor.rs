@@ -5,15 +5,18 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Common, host, print};
+use super::{Common, host, print, proxy::ProxyArgs, stats};
 use crate::{
+    accounting::proxy::ApiState,
     meter::{
         MeterError,
         devices::{Facts, Wanted, choose},
         ebpf::{self, Hook, OBJECT, Pinned},
         host as facts,
         listening::listening,
+        proxy::{Latest, ProxyMeter},
     },
+    proxy_config::advice,
     view::json::JSON_VERSION,
 };
 
@@ -22,6 +25,8 @@ pub(super) struct Args {
     /// Folder in cgroup2 to try the cgroup meter at. Without it: its root
     #[arg(long, value_name = "PATH")]
     cgroup: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
 }
 
 /// How a check ended.
@@ -39,16 +44,19 @@ struct Check {
     status: Status,
     found: String,
     remedy: Option<String>,
+    /// To be added to the proxy's config.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paste: Option<serde_json::Value>,
 }
 
 impl Check {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, status: Status::Ok, found: found.into(), remedy: None }
+        Self { name, status: Status::Ok, found: found.into(), remedy: None, paste: None }
     }
 
     fn info(name: &'static str, found: impl Into<String>, remedy: &str) -> Self {
         let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
-        Self { name, status: Status::Info, found: found.into(), remedy }
+        Self { name, status: Status::Info, found: found.into(), remedy, paste: None }
     }
 
     fn fail(
@@ -56,7 +64,7 @@ impl Check {
         found: impl Into<String>,
         remedy: impl Into<Option<String>>,
     ) -> Self {
-        Self { name, status: Status::Fail, found: found.into(), remedy: remedy.into() }
+        Self { name, status: Status::Fail, found: found.into(), remedy: remedy.into(), paste: None }
     }
 
     fn failed(name: &'static str, error: MeterError) -> Self {
@@ -84,6 +92,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     checks.push(ports());
     checks.push(pins(common));
     checks.push(leftovers(common));
+    checks.extend(proxy(common, args));
     let failed = checks.iter().any(|check| check.status == Status::Fail);
     if common.json {
         let document = Document {
@@ -102,7 +111,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
 
 fn text(meter: Option<Hook>, checks: &[Check]) -> String {
     let mut text = String::new();
-    for Check { name, status, found, remedy } in checks {
+    for Check { name, status, found, remedy, paste } in checks {
         let mark = match status {
             Status::Ok => "ok  ",
             Status::Info => "-   ",
@@ -111,6 +120,9 @@ fn text(meter: Option<Hook>, checks: &[Check]) -> String {
         text.push_str(&format!("{mark}  {name:<12}  {found}\n"));
         if let Some(remedy) = remedy {
             text.push_str(&format!("                    remedy: {remedy}\n"));
+        }
+        if let Some(Ok(paste)) = paste.as_ref().map(serde_json::to_string_pretty) {
+            text.push_str(&format!("add to the proxy's config:\n{paste}\n"));
         }
     }
     match meter {
@@ -255,4 +267,83 @@ fn leftovers(common: &Common) -> Check {
         ),
         Err(error) => Check::failed("leftovers", error),
     }
+}
+
+/// The proxy's side: its config, what it counts, and whether it answers.
+fn proxy(common: &Common, args: &Args) -> Vec<Check> {
+    const NAME: &str = "proxy";
+    let failed = |error: anyhow::Error| Check::fail(NAME, format!("{error:#}"), None);
+    let place = match args.proxy.place(common) {
+        Ok(Some(place)) => place,
+        Ok(None) => return vec![Check::info(NAME, "not looked for", "")],
+        Err(error) => return vec![failed(error)],
+    };
+    let config = match place.config() {
+        Ok(config) => config,
+        Err(error) => return vec![failed(error)],
+    };
+    let mut checks = Vec::new();
+    let good = match &config {
+        None => {
+            checks.push(Check::info(
+                NAME,
+                "no config in the usual places",
+                "name it with --proxy-config; without a proxy, ports are counted and no users",
+            ));
+            None
+        }
+        Some(config) => {
+            if let Some(error) = config.error() {
+                checks.push(Check::fail(NAME, error.to_string(), Some(error.remedy().to_owned())));
+            }
+            config.good()
+        }
+    };
+    if let (Some(config), Some(good)) = (&config, good) {
+        let paths: Vec<_> = config.paths().iter().map(|path| path.display().to_string()).collect();
+        let users: usize = good.inbounds.iter().map(|inbound| inbound.users.emails.len()).sum();
+        let groups = good.inbounds.len();
+        let found = format!("{}: {groups} groups, {users} users", paths.join(", "));
+        checks.push(Check::ok(NAME, found));
+        for problem in &good.problems {
+            checks.push(Check::info("config", problem.to_string(), ""));
+        }
+        for note in &good.notes {
+            checks.push(Check::info("config", note.to_string(), ""));
+        }
+    }
+    let address = place.address(good);
+    let answer = address.map(|address| stats::poll(ProxyMeter::new(address)));
+    let product = match &answer {
+        Some(Ok(latest)) => latest.identity.and_then(|identity| identity.product),
+        _ => None,
+    };
+    match answer {
+        None => {}
+        Some(Err(error)) => checks.push(Check::fail("api", format!("{error:#}"), None)),
+        Some(Ok(latest)) => checks.extend(api(&latest)),
+    }
+    if let Some(advice) = good.and_then(|good| advice(good, product)) {
+        checks.push(Check {
+            name: "statistics",
+            status: Status::Info,
+            found: advice.sentences.join("; "),
+            remedy: Some("add what is missing and restart the proxy".to_owned()),
+            paste: advice.json,
+        });
+    }
+    checks
+}
+
+fn api(latest: &Latest) -> Option<Check> {
+    let health = latest.health.as_ref()?;
+    if health.state != ApiState::Ok {
+        let reason = health.reason.as_deref().unwrap_or_default();
+        let found = format!("{}: {reason}", health.state.name());
+        return Some(Check::fail("api", found, health.remedy.clone()));
+    }
+    let product = latest.identity.and_then(|identity| identity.product);
+    let product = product.map_or("a proxy", |product| product.name());
+    let counters = latest.snapshot.as_ref().map_or(0, |poll| poll.counters.len());
+    Some(Check::ok("api", format!("{product} answers with {counters} counters")))
 }

@@ -19,7 +19,7 @@ pub(super) fn run(common: &Common) -> Result<ExitCode> {
         );
     };
     if common.json {
-        print(&format!("{}\n", json::dump(&report)?))?;
+        print(&format!("{}\n", json::dump(&report, None)?))?;
     } else {
         print(&table::dump(&report))?;
     }

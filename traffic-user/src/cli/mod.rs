@@ -5,7 +5,10 @@ mod completions;
 mod doctor;
 mod dump;
 mod ports;
+mod proxy;
+mod reset;
 mod run;
+mod stats;
 
 use std::{
     io::{self, Write as _},
@@ -76,8 +79,12 @@ enum Verb {
     Run(run::Args),
     /// Show the counters as they stand, once
     Dump,
+    /// Show what kernel and proxy say of groups and users, merged
+    Stats(stats::Args),
     /// Show all configured ports with their traffic
     Ports(ports::Args),
+    /// Begin anew: set counters of the proxy to zero, and our own numbers with them
+    Reset(reset::Args),
     /// Take off all of ours and nothing else
     Clean(clean::Args),
     /// Show what this host can do, which meter would be used, and why
@@ -131,7 +138,9 @@ pub fn run() -> Result<ExitCode> {
     match cli.verb {
         Verb::Run(args) => run::run(&common, args),
         Verb::Dump => dump::run(&common),
+        Verb::Stats(args) => stats::run(&common, &args),
         Verb::Ports(args) => ports::run(&common, &args),
+        Verb::Reset(args) => reset::run(&common, &args),
         Verb::Clean(args) => clean::run(&common, &args),
         Verb::Doctor(args) => doctor::run(&common, &args),
         Verb::Completions(args) => completions::run(&args),

@@ -5,11 +5,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ValueEnum;
 
-use super::{Common, MOST_GROUPS, groups, host};
+use super::{Common, MOST_GROUPS, groups, host, proxy::ProxyArgs};
 use crate::{
     accounting::ident::Groups,
     config::interval,
-    daemon::{self, Output, Settings},
+    daemon::{self, Output, Proxy, Settings, unix_time},
     meter::{
         Lock, MeterError,
         devices::{Facts, Wanted, choose},
@@ -24,6 +24,8 @@ pub(super) struct Args {
     /// such as 443,8443/tcp,20000-50000/udp=hop. Without it: the ports that something listens on
     #[arg(long, value_name = "LIST", value_parser = groups)]
     ports: Option<Groups>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     /// Devices to count on (globs). Without it: those with a default route, followed as they change
     #[arg(long, value_name = "GLOB", num_args = 1.., value_delimiter = ',')]
     iface: Vec<String>,
@@ -104,14 +106,21 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let globs = if args.iface.is_empty() { config.iface.as_deref() } else { None };
     let wanted =
         Wanted::new(globs.unwrap_or(&args.iface)).map_err(|error| anyhow!("--iface: {error}"))?;
-    let ports = args.ports.or_else(|| config.ports.clone());
+    let typed = args.ports.or_else(|| config.ports.clone());
 
-    let _state = if args.no_ledger { None } else { Some(state(common)?) };
+    let state_lock = if args.no_ledger { None } else { Some(state(common)?) };
     let _lock = Lock::of_this_netns()?;
-    let groups = match &ports {
-        Some(groups) => groups.clone(),
-        None => Groups::new(listening()?, MOST_GROUPS)?,
+    let started = unix_time();
+    let mut proxy = match args.proxy.place(common)? {
+        Some(place) => Proxy::find(place, typed.clone().unwrap_or_default(), interval, started)?,
+        None => None,
     };
+    let asked = match &proxy {
+        Some(proxy) => proxy.groups(),
+        None => typed.unwrap_or_default(),
+    };
+    let listeners = asked.is_empty();
+    let groups = if listeners { Groups::new(listening()?, MOST_GROUPS)? } else { asked };
     check_devices(&wanted)?;
     let options = Options {
         hook,
@@ -125,16 +134,23 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     let meter = EbpfMeter::start(&options, &groups)?;
+    if let Some(proxy) = &mut proxy
+        && let Err(error) = proxy.watch()
+    {
+        tracing::warn!(error = format!("{error:#}"), "the proxy's API is not read");
+    }
     let settings = Settings {
         host: host(),
         wanted,
-        groups: ports,
+        listeners,
         interval,
         output,
         count: args.count,
         log: args.log_packets,
+        state: state_lock.as_ref().map(|_| common.state.clone()),
+        started: i64::try_from(started / 1_000_000_000).unwrap_or(i64::MAX),
     };
-    runtime.block_on(daemon::run(settings, meter))?;
+    runtime.block_on(daemon::run(settings, meter, proxy))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,14 +3,19 @@
 //! It waits and writes, and decides nothing. However it ends, the meter's own `Drop` leaves nothing
 //! attached, unless the meter was started to persist.
 
+mod control;
+mod proxy;
+
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    time::Duration,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
@@ -18,6 +23,7 @@ use crate::{
     accounting::{
         delta::{First, diff},
         ident::Groups,
+        proxy::CounterName,
         reading::Snapshot,
         report::{DeviceReport, Dump},
     },
@@ -26,9 +32,15 @@ use crate::{
         devices::{Choice, Events, Facts, Wanted, choose},
         ebpf::{EbpfMeter, Hook},
         listening::listening,
+        proxy::{Address, ProxyError, ProxyMeter, boot_time},
     },
-    view::{json, table},
+    view::{json, stats, table},
 };
+
+pub(crate) use control::{Question, Whose, ask};
+pub(crate) use proxy::{Proxy, ProxyPlace, api_document, joined, names, watched};
+
+use control::{Asked, Control};
 
 /// How often the programs' log is looked at, when packets are logged.
 const LOG_PERIOD: Duration = Duration::from_millis(100);
@@ -49,13 +61,17 @@ pub(crate) enum Output {
 pub(crate) struct Settings {
     pub(crate) host: String,
     pub(crate) wanted: Wanted,
-    /// The groups that were asked for; `None` watches what listens.
-    pub(crate) groups: Option<Groups>,
+    /// Watch what begins to listen, because nothing was asked for and no proxy is known.
+    pub(crate) listeners: bool,
     pub(crate) interval: Duration,
     pub(crate) output: Output,
     /// Documents to write before ending by itself.
     pub(crate) count: Option<u64>,
     pub(crate) log: bool,
+    /// The state folder, in which verbs can ask.
+    pub(crate) state: Option<PathBuf>,
+    /// When this run began, seconds of Unix time: numbers of an epoch that is older are a baseline.
+    pub(crate) started: i64,
 }
 
 /// The signals that end the loop.
@@ -84,7 +100,11 @@ impl Stop {
 }
 
 /// Counts until a signal, the end of the reader, or `count`.
-pub(crate) async fn run(settings: Settings, mut meter: EbpfMeter) -> Result<()> {
+pub(crate) async fn run(
+    settings: Settings,
+    mut meter: EbpfMeter,
+    mut proxy: Option<Proxy>,
+) -> Result<()> {
     let mut stop = Stop::listen().context("cannot listen for signals")?;
     // Before the first look at the devices, so that a change in between is seen.
     let mut events = Events::listen()?;
@@ -97,10 +117,10 @@ pub(crate) async fn run(settings: Settings, mut meter: EbpfMeter) -> Result<()> 
         meter.give_up();
         return Err(error);
     }
-    let mut screen = Screen::new(&settings);
+    let mut control = settings.state.as_deref().map(Control::listen).transpose()?;
+    let (finished, mut resets) = mpsc::channel(1);
+    let mut counting = Counting::new(&settings);
 
-    let mut written = 0;
-    let mut last: Option<Snapshot> = None;
     let mut ticks = interval_at(Instant::now(), settings.interval);
     // After a suspend one late tick, not a burst: totals do not care how long the gap was.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -125,26 +145,135 @@ pub(crate) async fn run(settings: Settings, mut meter: EbpfMeter) -> Result<()> 
                 }
                 continue;
             }
+            Some(asked) = next(&mut control) => {
+                answer(asked, &mut counting, &mut meter, proxy.as_mut(), &finished);
+                continue;
+            }
+            Some(reset) = resets.recv() => {
+                reset.settle(&mut counting, &mut meter, proxy.as_mut());
+                continue;
+            }
             _ = log.tick(), if settings.log => {
                 meter.flush_log();
                 continue;
             }
             _ = ticks.tick() => {}
         }
-        if settings.groups.is_none() {
+        if settings.listeners {
             follow_listeners(&mut meter)?;
         }
-        let snapshot = screen.write(&mut meter, last.as_ref())?;
-        last = Some(snapshot);
-        written += 1;
-        if settings.count == Some(written) {
+        if let Some(groups) = proxy.as_mut().and_then(|proxy| proxy.follow_config(unix_time()))
+            && let Err(error) = meter.watch(&groups)
+        {
+            tracing::warn!(%error, "the ports of the proxy's new config are not watched");
+        }
+        counting.tick(&mut meter, proxy.as_mut())?;
+        counting.write(&meter, proxy.as_ref())?;
+        if settings.count == Some(counting.written) {
             return Ok(());
         }
         fault::panic_at("tick");
     }
     // What passed since the last tick counts too.
-    screen.write(&mut meter, last.as_ref())?;
-    Ok(())
+    counting.tick(&mut meter, proxy.as_mut())?;
+    counting.write(&meter, proxy.as_ref())
+}
+
+/// The next question; never, without a socket.
+async fn next(control: &mut Option<Control>) -> Option<Asked> {
+    match control {
+        Some(control) => Some(control.next().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Nanoseconds of Unix time.
+pub(crate) fn unix_time() -> i128 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    i128::try_from(now).unwrap_or(i128::MAX)
+}
+
+/// A reset that the proxy has answered.
+struct Reset {
+    asked: Asked,
+    whose: Whose,
+    /// What the counters were before.
+    outcome: Result<Vec<(CounterName, i64)>, ProxyError>,
+    /// Boot time after it.
+    boot: i128,
+}
+
+impl Reset {
+    /// Begins anew on our side, once the other side has.
+    fn settle(self, counting: &mut Counting, meter: &mut EbpfMeter, proxy: Option<&mut Proxy>) {
+        let Self { asked, whose, outcome, boot } = self;
+        let settled = outcome.map_err(Into::into).and_then(|values| {
+            let proxy = proxy.context("no proxy is known any more")?;
+            counting.tick(meter, Some(&mut *proxy))?;
+            proxy.begin_anew(&whose, &values, unix_time(), boot);
+            Ok(format!("{} counters of the proxy were set to zero", values.len()))
+        });
+        asked.answer(settled);
+    }
+}
+
+/// Answers a question, or begins to.
+fn answer(
+    asked: Asked,
+    counting: &mut Counting,
+    meter: &mut EbpfMeter,
+    proxy: Option<&mut Proxy>,
+    finished: &mpsc::Sender<Reset>,
+) {
+    let Some(proxy) = proxy else {
+        return asked.answer(Err(anyhow::anyhow!(
+            "no proxy is known: give --proxy-config or --api to `traffic run`"
+        )));
+    };
+    match asked.question.clone() {
+        Question::Stats => {
+            let document = counting.tick(meter, Some(&mut *proxy)).and_then(|()| {
+                let snapshot = counting.last.as_ref().context("nothing was read yet")?;
+                Ok(proxy.document(&counting.host, snapshot).json()?)
+            });
+            asked.answer(document);
+        }
+        Question::Reset(whose) => {
+            let (address, finished) = (proxy.address(), finished.clone());
+            let names = proxy.names(&whose);
+            tokio::spawn(async move {
+                let outcome = match address {
+                    Some(address) => zero(address, names).await,
+                    None => Ok(Vec::new()),
+                };
+                let reset = Reset { asked, whose, outcome, boot: boot_time() };
+                // It fails when the daemon is ending; whoever asked is told so.
+                let _ended = finished.send(reset).await;
+            });
+        }
+    }
+}
+
+/// Sets these counters of a proxy to zero, or all, and gives what they were.
+pub(crate) async fn zero(
+    address: Address,
+    names: Option<Vec<CounterName>>,
+) -> Result<Vec<(CounterName, i64)>, ProxyError> {
+    let mut meter = ProxyMeter::new(address);
+    match names {
+        None => meter.reset_matching("").await,
+        Some(names) => {
+            let resets = meter.reset(&names).await;
+            match resets.failed {
+                Some(error) if resets.done.is_empty() => Err(error),
+                Some(error) => {
+                    tracing::warn!(%error, "some counters were not reset");
+                    Ok(resets.done)
+                }
+                None => Ok(resets.done),
+            }
+        }
+    }
 }
 
 /// Counts on the chosen devices. At the start a device that cannot be counted is an error if it
@@ -180,33 +309,71 @@ fn follow_listeners(meter: &mut EbpfMeter) -> Result<()> {
     Ok(())
 }
 
-/// Where the documents or tables go.
-struct Screen {
+/// What was read last, and where the documents or tables go.
+struct Counting {
     host: String,
     output: Output,
     /// Draw over what was there.
     redraw: bool,
     rows: usize,
+    written: u64,
+    /// The snapshot that was shown last, from which rates are told.
+    shown: Option<Snapshot>,
+    /// The snapshot that was merged last.
+    last: Option<Snapshot>,
+    started: i64,
 }
 
-impl Screen {
+impl Counting {
     fn new(settings: &Settings) -> Self {
         let redraw = settings.output == Output::Table && io::stdout().is_terminal();
         let rows = if redraw { terminal_rows() } else { usize::MAX };
-        Self { host: settings.host.clone(), output: settings.output, redraw, rows }
+        Self {
+            host: settings.host.clone(),
+            output: settings.output,
+            redraw,
+            rows,
+            written: 0,
+            shown: None,
+            last: None,
+            started: settings.started,
+        }
     }
 
-    /// Reads the meter and writes what it says.
-    fn write(&mut self, meter: &mut EbpfMeter, last: Option<&Snapshot>) -> Result<Snapshot> {
+    /// Reads the kernel's meter and merges what it says.
+    fn tick(&mut self, meter: &mut EbpfMeter, proxy: Option<&mut Proxy>) -> Result<()> {
         let snapshot = meter.read()?;
+        if let Some(proxy) = proxy {
+            let first = First::when(snapshot.since, self.started);
+            let (deltas, anomalies) = diff(self.last.as_ref(), &snapshot, first);
+            for anomaly in anomalies {
+                tracing::warn!(%anomaly, "the kernel's meter");
+            }
+            proxy.tick(&deltas, snapshot.window.end);
+        }
+        self.last = Some(snapshot);
+        Ok(())
+    }
+
+    /// Writes what was read last.
+    fn write(&mut self, meter: &EbpfMeter, proxy: Option<&Proxy>) -> Result<()> {
+        let snapshot = self.last.clone().context("nothing was read yet")?;
         let report = report(&self.host, meter, snapshot);
+        let merged = proxy.map(|proxy| proxy.document(&self.host, &report.snapshot));
         let mut stdout = io::stdout().lock();
         match self.output {
-            Output::Json => writeln!(stdout, "{}", json::dump(&report)?)?,
+            Output::Json => writeln!(stdout, "{}", json::dump(&report, merged.as_ref())?)?,
             Output::Table => {
-                let deltas = last.map(|last| diff(Some(last), &report.snapshot, First::Baseline).0);
+                let shown = self.shown.as_ref();
+                let deltas =
+                    shown.map(|shown| diff(Some(shown), &report.snapshot, First::Baseline).0);
                 let most = self.rows.saturating_sub(TABLE_FRAME).max(3);
-                let text = table::live(&report, deltas.as_ref(), most);
+                let mut text = table::live(&report, deltas.as_ref(), most);
+                if let Some(merged) = &merged {
+                    let left = self.rows.saturating_sub(text.lines().count() + TABLE_FRAME);
+                    text.push('\n');
+                    text.push_str(&stats::live(merged, left));
+                }
                 if self.redraw {
                     // Home, then each line to its end, then what is left below.
                     let text = text.replace('\n', "\x1b[K\n");
@@ -217,7 +384,9 @@ impl Screen {
             }
         }
         stdout.flush()?;
-        Ok(report.snapshot)
+        self.shown = Some(report.snapshot);
+        self.written += 1;
+        Ok(())
     }
 }
 

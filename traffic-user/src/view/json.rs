@@ -8,7 +8,9 @@ use serde::{
     ser::{SerializeMap as _, SerializeStruct as _},
 };
 
+use super::stats;
 use crate::accounting::{
+    proxy::Inbound,
     reading::{Lanes, Skipped, Traffic},
     report::{DeviceReport, Dump, PortReport},
 };
@@ -77,14 +79,17 @@ struct DumpJson<'a> {
     devices: Ordered<&'a str, DeviceJson>,
     skipped: Option<Ordered<&'static str, TrafficJson>>,
     passed_over: Ordered<&'static str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stats: Option<&'a stats::Document>,
 }
 
-/// `dump`, and each line of `run --output json`, without a line break at the end.
+/// `dump`, and each line of `run --output json`, without a line break at the end. With a proxy, the
+/// merged report stands beside the kernel's numbers.
 ///
 /// # Errors
 ///
 /// None in practice: every value can be written.
-pub fn dump(report: &Dump) -> serde_json::Result<String> {
+pub fn dump(report: &Dump, merged: Option<&stats::Document>) -> serde_json::Result<String> {
     let snapshot = &report.snapshot;
     let ports = report
         .keys()
@@ -125,6 +130,7 @@ pub fn dump(report: &Dump) -> serde_json::Result<String> {
         passed_over: Ordered(
             report.passed_over.iter().map(|(hook, why)| (*hook, why.as_str())).collect(),
         ),
+        stats: merged,
     })
 }
 
@@ -137,7 +143,7 @@ fn skipped(skipped: &Skipped) -> Ordered<&'static str, TrafficJson> {
 }
 
 /// Nanoseconds of Unix time as RFC 3339 in UTC, to the millisecond.
-fn time(nanoseconds: i128) -> String {
+pub(crate) fn time(nanoseconds: i128) -> String {
     let time = Timestamp::from_nanosecond(nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH);
     format!("{time:.3}")
 }
@@ -147,9 +153,19 @@ struct PortJson<'a> {
     ports: String,
     transport: &'static str,
     group: Option<&'a str>,
+    tag: Option<&'a str>,
+    protocol: Option<&'a str>,
+    users: Option<Vec<&'a str>>,
     watched: bool,
     listening: Option<bool>,
     traffic: Option<TrafficJson>,
+}
+
+/// Emails of an inbound; `None` when its users are not known.
+fn users(inbound: &Inbound) -> Option<Vec<&str>> {
+    let users = &inbound.users;
+    let known = !users.unknown || !users.emails.is_empty();
+    known.then(|| users.emails.iter().map(|email| &**email).collect())
 }
 
 struct PortsJson<'a> {
@@ -188,6 +204,9 @@ pub fn ports(
             ports: report.group.ports_text(),
             transport: report.group.transport().name(),
             group: report.group.name(),
+            tag: report.inbound.as_ref().and_then(|inbound| inbound.tag.as_deref()),
+            protocol: report.inbound.as_ref().map(|inbound| &*inbound.protocol),
+            users: report.inbound.as_ref().and_then(users),
             watched: report.watched,
             listening: report.listening,
             traffic: report.traffic.map(TrafficJson::from),

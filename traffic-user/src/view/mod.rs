@@ -1,4 +1,5 @@
 //! Finished reports to text: tables for people, JSON for scripts. Opens nothing, decides nothing.
 
 pub mod json;
+pub mod stats;
 pub mod table;

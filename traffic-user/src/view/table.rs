@@ -5,13 +5,15 @@ use jiff::Timestamp;
 
 use crate::accounting::{
     delta::Deltas,
+    ident::shown,
+    proxy::{Inbound, Users},
     reading::{Coverage, Snapshot, Traffic},
     report::{Dump, PortReport},
     units::{human_bytes, human_count, human_rate},
 };
 
 /// Shown where nothing was measured.
-const UNKNOWN: &str = "-";
+pub(super) const UNKNOWN: &str = "-";
 
 /// One line of a table of groups.
 struct Line {
@@ -48,7 +50,7 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
         lines.sort_by_key(|line| std::cmp::Reverse(line.traffic.bytes()));
         lines.truncate(most);
     }
-    let mut table = grid(&["PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT"]);
+    let mut table = grid(&["PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT"], 2);
     for line in &lines {
         add(&mut table, line);
     }
@@ -99,11 +101,12 @@ fn transport_suffix(key: &str, transport: &str) -> String {
     }
 }
 
-fn grid(headers: &[&str]) -> Table {
+/// An empty table, whose first columns are texts and the others numbers.
+pub(super) fn grid(headers: &[&str], texts: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(headers.iter().enumerate().map(|(n, text)| {
-        let alignment = if n < 2 { CellAlignment::Left } else { CellAlignment::Right };
+        let alignment = if n < texts { CellAlignment::Left } else { CellAlignment::Right };
         Cell::new(*text).set_alignment(alignment)
     }));
     table
@@ -155,9 +158,27 @@ pub fn dump(report: &Dump) -> String {
     live(report, None, usize::MAX)
 }
 
+/// The first few users of an inbound, and how many there are.
+fn users(inbound: &Inbound) -> String {
+    const MOST: usize = 3;
+    let Users { emails, nameless, unknown } = &inbound.users;
+    let mut names: Vec<String> = emails.iter().take(MOST).map(|email| shown(email)).collect();
+    if emails.len() > MOST {
+        names.push(format!("and {} more", emails.len() - MOST));
+    }
+    if *nameless > 0 {
+        names.push(format!("{nameless} without a name"));
+    }
+    if names.is_empty() && *unknown {
+        names.push("not known".to_owned());
+    }
+    names.join(", ")
+}
+
 /// Configured ports with their traffic.
 pub fn ports(meter: Option<&str>, reports: &[PortReport]) -> String {
-    let mut table = grid(&["PORT", "NAME", "IN", "OUT", "TOTAL", "LISTENS", "COUNTED"]);
+    let mut table =
+        grid(&["PORT", "NAME", "PROTOCOL", "USERS", "IN", "OUT", "TOTAL", "LISTENS", "COUNTED"], 4);
     for report in reports {
         let bytes = |of: fn(Traffic) -> u64| {
             let text = report.traffic.map(|traffic| human_bytes(of(traffic), 1));
@@ -176,8 +197,15 @@ pub fn ports(meter: Option<&str>, reports: &[PortReport]) -> String {
             yes_no(report.listening).to_owned(),
             yes_no(Some(report.watched)).to_owned(),
         ];
-        let name = report.group.name().unwrap_or_default();
-        let mut row = vec![Cell::new(format!("{}{suffix}", report.key)), Cell::new(name)];
+        let tag = report.inbound.as_ref().and_then(|inbound| inbound.tag.as_deref());
+        let name = tag.map(shown).or_else(|| report.group.name().map(str::to_owned));
+        let protocol = report.inbound.as_ref().map(|inbound| shown(&inbound.protocol));
+        let mut row = vec![
+            Cell::new(format!("{}{suffix}", report.key)),
+            Cell::new(name.unwrap_or_default()),
+            Cell::new(protocol.unwrap_or_default()),
+            Cell::new(report.inbound.as_ref().map(users).unwrap_or_default()),
+        ];
         row.extend(
             cells.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)),
         );

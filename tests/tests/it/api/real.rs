@@ -11,14 +11,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use traffic_tests::{
-    daemon::Site,
-    handler,
-    need,
-    need::tool,
-    netns::NetNs,
-    wait,
-};
+use traffic_tests::{daemon::Site, handler, need, need::tool, netns::NetNs, wait};
 use traffic_user::{
     accounting::proxy::{ApiState, Product},
     meter::proxy::Identity,

@@ -34,6 +34,8 @@ pub(super) struct GroupState {
     pub(super) inbound: Option<Payload>,
     pub(super) uplink: Pool,
     pub(super) downlink: Pool,
+    /// What users were charged whose numbers began anew since.
+    pub(super) released: Wire,
     pub(super) shares: Vec<Share>,
     pub(super) share_of: HashMap<usize, usize>,
     /// Shares of the users whom the config names, in its order.
@@ -84,6 +86,8 @@ pub(super) struct Share {
 #[derive(Clone, Debug)]
 pub(super) struct UserState {
     pub(super) email: Arc<str>,
+    /// The proxy was seen to have a counter of him.
+    pub(super) counted: bool,
     pub(super) total: Payload,
     /// Payload of this tick.
     pub(super) fresh: Payload,
@@ -106,6 +110,7 @@ impl GroupState {
             inbound: None,
             uplink: Pool::default(),
             downlink: Pool::default(),
+            released: Wire::default(),
             shares: Vec::new(),
             share_of: HashMap::new(),
             members: Vec::new(),
@@ -145,6 +150,7 @@ impl UserState {
     pub(super) fn new(email: &Arc<str>) -> Self {
         Self {
             email: Arc::clone(email),
+            counted: false,
             total: Payload::default(),
             fresh: Payload::default(),
             credit: Payload::default(),

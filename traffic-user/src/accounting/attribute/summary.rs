@@ -57,7 +57,10 @@ pub fn once(
 
 impl GroupState {
     fn pending(&self) -> Wire {
-        Wire { input: self.uplink.pending, output: self.downlink.pending }
+        Wire {
+            input: self.uplink.pending.saturating_add(self.released.input),
+            output: self.downlink.pending.saturating_add(self.released.output),
+        }
     }
 
     fn overhead(&self) -> Option<(u64, u64)> {
@@ -118,6 +121,7 @@ impl Merge {
             .map(|(user, _)| UserStats {
                 email: Arc::clone(&user.email),
                 payload: user.total,
+                counted: user.counted,
                 wire: None,
                 shared: false,
                 configured: false,
@@ -172,6 +176,7 @@ impl Merge {
             .map(|share| UserStats {
                 email: Arc::clone(&self.users[share.user].email),
                 payload: self.users[share.user].total,
+                counted: self.users[share.user].counted,
                 wire: group.kernel.map(|_| share.wire),
                 shared: seen[share.user] > 1,
                 configured: share.member,
@@ -200,6 +205,7 @@ impl Merge {
             .sum();
         SystemTotal {
             payload: users.plus(nobody),
+            polled: self.polled,
             active_users: self.users.iter().filter(|user| user.active).count(),
             active_groups: self.groups.iter().filter(|group| group.active).count(),
         }

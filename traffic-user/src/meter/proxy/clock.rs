@@ -21,3 +21,8 @@ fn read(clock: ClockId) -> i128 {
     clock_gettime(clock)
         .map_or(0, |time| i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec()))
 }
+
+/// Nanoseconds since boot, on the clock of a snapshot's `boot`.
+pub fn boot_time() -> i128 {
+    now().boot
+}

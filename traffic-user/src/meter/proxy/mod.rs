@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 pub use address::Address;
+pub use clock::boot_time;
 pub use connection::Identity;
 pub use error::ProxyError;
 pub use online::OnlineUser;

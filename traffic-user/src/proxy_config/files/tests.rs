@@ -86,7 +86,7 @@ fn what_cannot_be_read_says_why() {
     }
     match load(std::slice::from_ref(&folder.0)).unwrap_err() {
         ProxyConfigError::NoFiles { paths } => {
-            assert_eq!(paths[..], *std::slice::from_ref(&folder.0))
+            assert_eq!(paths[..], *std::slice::from_ref(&folder.0));
         }
         other => panic!("{other:?}"),
     }

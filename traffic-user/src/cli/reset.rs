@@ -1,0 +1,90 @@
+//! `traffic reset`: a new zero, at the proxy and in our own report. Asks first.
+
+use std::{
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Common, print, proxy::ProxyArgs};
+use crate::{
+    accounting::ident::shown,
+    daemon::{Question, Whose, ask, joined, names, zero},
+};
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("whose").required(true)))]
+pub(super) struct Args {
+    /// One user, by email
+    #[arg(long, value_name = "EMAIL", group = "whose")]
+    user: Option<String>,
+    /// The group that has this port, and its users
+    #[arg(long, value_name = "PORT", group = "whose", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Everybody
+    #[arg(long, group = "whose")]
+    all: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    proxy: ProxyArgs,
+}
+
+pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
+    let whose = match (&args.user, args.port) {
+        (Some(user), _) => Whose::User(user.clone()),
+        (None, Some(port)) => Whose::Port(port),
+        (None, None) => Whose::All,
+    };
+    let subject = match &whose {
+        Whose::User(user) => format!("user {}", shown(user)),
+        Whose::Port(port) => format!("port {port} and its users"),
+        Whose::All => "all users and groups".to_owned(),
+    };
+    if !args.yes && !agreed(&subject)? {
+        print("nothing was reset\n")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(said) = ask(&common.state, &Question::Reset(whose.clone()))? {
+        print(&format!("{subject}: {said}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // No daemon: only the proxy has numbers.
+    let place = args.proxy.place(common)?.context("no proxy is to be looked for")?;
+    let config = place.config()?;
+    let good = config.as_ref().and_then(|config| config.good());
+    let Some(address) = place.address(good) else {
+        bail!(
+            "no API of a proxy is known\n  remedy: name it with --api, or the proxy's config with --proxy-config"
+        );
+    };
+    let typed = common.config.ports.clone().unwrap_or_default();
+    let inbounds = good.map(|good| joined(&good.inbounds, &typed)).unwrap_or_default();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let values = runtime.block_on(zero(address, names(&inbounds, &whose)))?;
+    print(&format!(
+        "{subject}: {} counters of the proxy were set to zero (no daemon runs)\n",
+        values.len()
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks on the terminal. Anything but a yes is a no.
+fn agreed(subject: &str) -> Result<bool> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        bail!("a reset is asked about on a terminal\n  remedy: give --yes in scripts");
+    }
+    let mut stderr = io::stderr();
+    write!(stderr, "Set the numbers of {subject} to zero? [y/N] ")
+        .and_then(|()| stderr.flush())
+        .context("cannot ask")?;
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+}

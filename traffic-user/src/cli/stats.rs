@@ -1,0 +1,148 @@
+//! `traffic stats`: what kernel and proxy say of groups and users, merged.
+//!
+//! A daemon that runs is asked, because it has watched both from the beginning. Without one the totals of
+//! both are joined once, which is exact only if both began together; the report says so.
+
+use std::{process::ExitCode, thread, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use super::{Common, dump, host, print, proxy::ProxyArgs};
+use crate::{
+    accounting::{attribute::once, stats::ApiReport},
+    config::interval,
+    daemon::{ProxyPlace, Question, api_document, ask, joined, unix_time},
+    meter::proxy::{Latest, ProxyMeter},
+    view::stats::{self, Beside, Document, Part},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What to show. Without it: all of it
+    #[arg(value_enum)]
+    part: Option<PartChoice>,
+    /// Write CSV
+    #[arg(long, conflicts_with_all = ["txt", "json"])]
+    csv: bool,
+    /// Write plain text, one value a line
+    #[arg(long, conflicts_with = "json")]
+    txt: bool,
+    /// Show it again and again
+    #[arg(long, value_name = "TIME", value_parser = interval)]
+    watch: Option<Duration>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PartChoice {
+    /// One line a user
+    User,
+    /// One line a group
+    Group,
+    /// The totals
+    Total,
+}
+
+impl PartChoice {
+    const fn part(self) -> Part {
+        match self {
+            Self::User => Part::Users,
+            Self::Group => Part::Groups,
+            Self::Total => Part::Total,
+        }
+    }
+}
+
+pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
+    let part = args.part.map(PartChoice::part).unwrap_or_default();
+    loop {
+        let document = gather(common, args)?;
+        let text = if common.json {
+            format!("{}\n", document.json()?)
+        } else if args.csv {
+            stats::csv(&document, part)?
+        } else if args.txt {
+            stats::plain(&document, part)
+        } else {
+            stats::table(&document, part)
+        };
+        print(&text)?;
+        let Some(pause) = args.watch else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        if !common.json && !args.csv {
+            print("\n")?;
+        }
+        thread::sleep(pause);
+    }
+}
+
+fn gather(common: &Common, args: &Args) -> Result<Document> {
+    if let Some(text) = ask(&common.state, &Question::Stats)? {
+        return serde_json::from_str(&text).context("the daemon's answer is not understood");
+    }
+    let Some(place) = args.proxy.place(common)? else {
+        bail!("no daemon runs, and no proxy is to be looked for: nothing can be merged");
+    };
+    alone(common, &place)
+}
+
+/// Joins the totals of both meters once.
+fn alone(common: &Common, place: &ProxyPlace) -> Result<Document> {
+    let config = place.config()?;
+    let good = config.as_ref().and_then(|config| config.good());
+    let address = place.address(good);
+    let pinned = dump::pinned(&common.pins)?;
+    if good.is_none() && address.is_none() && pinned.is_none() {
+        bail!(
+            "no proxy was found, no daemon runs, and nothing is pinned\n  remedy: name the proxy's config with --proxy-config, or start `traffic run`"
+        );
+    }
+    let typed = common.config.ports.clone().unwrap_or_default();
+    let inbounds = good.map(|good| joined(&good.inbounds, &typed)).unwrap_or_default();
+    let uncounted = good.map(|good| good.unreported.clone()).unwrap_or_default();
+    let watched = address.is_some();
+    let latest = match address {
+        None => Latest::default(),
+        Some(address) => poll(ProxyMeter::new(address))?,
+    };
+    let snapshot = pinned.as_ref().map(|pinned| &pinned.snapshot);
+    let merge = once(snapshot, latest.snapshot.as_deref(), &inbounds, &uncounted);
+    let health = latest.health.as_ref();
+    let report = ApiReport {
+        state: health.map_or("disabled", |health| health.state.name()),
+        since: health.map(|health| health.since),
+        product: latest.identity.and_then(|identity| identity.product),
+        uptime: latest.snapshot.as_ref().and_then(|poll| poll.uptime),
+    };
+    let host = host();
+    let since = snapshot.and_then(|snapshot| snapshot.since);
+    Ok(Document::new(
+        &merge.report(unix_time(), report),
+        Beside {
+            host: &host,
+            since: since.map(|since| i128::from(since) * 1_000_000_000),
+            meter: snapshot.map(|snapshot| (snapshot.meter, snapshot.layer)),
+            api: api_document(&latest, watched),
+            events: Vec::new(),
+        },
+    ))
+}
+
+/// Asks an API once.
+pub(super) fn poll(mut meter: ProxyMeter) -> Result<Latest> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    // Why it failed, if it did, is in the meter's health.
+    let snapshot = runtime.block_on(meter.poll()).ok();
+    Ok(Latest {
+        polls: 1,
+        health: meter.health().cloned(),
+        identity: meter.identity(),
+        snapshot: snapshot.map(Into::into),
+    })
+}

@@ -1,0 +1,206 @@
+//! The control socket: verbs ask a daemon that runs.
+//!
+//! One question a connection, one line of JSON each way. The loop owns all state and answers between
+//! two ticks; a client that is slow, silent or many never keeps it waiting.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream as Blocking},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+
+/// Name of the socket in the state folder.
+const SOCKET: &str = "control.sock";
+/// Most bytes of a question.
+const QUESTION: u64 = 64 << 10;
+/// A client must ask within this time, and take its answer within as much again.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a verb waits for an answer. A tick may be under way.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Clients at one time; more wait.
+const CLIENTS: usize = 16;
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "ask")]
+pub(crate) enum Question {
+    /// The merged report as it stands.
+    Stats,
+    /// A new zero for one subject or all.
+    Reset(Whose),
+}
+
+/// Whose numbers begin anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Whose {
+    /// One user, by email.
+    User(String),
+    /// The group that has this port.
+    Port(u16),
+    /// Everybody's.
+    All,
+}
+
+/// The answer on the wire.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    Done(String),
+    Failed(String),
+}
+
+/// A question that waits for its answer.
+pub(super) struct Asked {
+    pub(super) question: Question,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl Asked {
+    /// Sends the answer; a client that went away does not matter.
+    pub(super) fn answer(self, answer: Result<String>) {
+        let answer = match answer {
+            Ok(text) => Answer::Done(text),
+            Err(error) => Answer::Failed(format!("{error:#}")),
+        };
+        drop(self.answer.send(answer));
+    }
+}
+
+/// The listening end. Removes the socket when it is dropped.
+pub(super) struct Control {
+    path: PathBuf,
+    asked: mpsc::Receiver<Asked>,
+}
+
+impl Control {
+    /// Listens in the state folder, whose lock the caller holds: a socket that is there belongs to
+    /// nobody any more.
+    pub(super) fn listen(folder: &Path) -> Result<Self> {
+        let path = folder.join(SOCKET);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)
+            .with_context(|| format!("cannot listen at {}", path.display()))?;
+        // The folder keeps others out; this says the same of the socket itself.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660))
+            .with_context(|| format!("cannot protect {}", path.display()))?;
+        let (sender, asked) = mpsc::channel(CLIENTS);
+        tokio::spawn(accept(listener, sender));
+        Ok(Self { path, asked })
+    }
+
+    /// The next question. Never ends by itself.
+    pub(super) async fn next(&mut self) -> Asked {
+        match self.asked.recv().await {
+            Some(asked) => asked,
+            // The task that accepts has ended: nobody can ask any more.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "the control socket stays");
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, sender: mpsc::Sender<Asked>) {
+    let clients = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let Ok(place) = Arc::clone(&clients).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = serve(stream, sender).await {
+                        tracing::debug!(%error, "a client of the control socket");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: those of other clients come back.
+                tracing::debug!(%error, "cannot accept at the control socket");
+                tokio::time::sleep(PATIENCE).await;
+            }
+        }
+    }
+}
+
+async fn serve(mut stream: UnixStream, sender: mpsc::Sender<Asked>) -> io::Result<()> {
+    let (read, mut write) = stream.split();
+    let mut line = String::new();
+    let mut reader = tokio::io::BufReader::new(read.take(QUESTION));
+    timeout(PATIENCE, reader.read_line(&mut line)).await??;
+    let answer = match serde_json::from_str(&line) {
+        Err(error) => Answer::Failed(format!("the question is not understood: {error}")),
+        Ok(question) => {
+            let (answer, answered) = oneshot::channel();
+            let asked = Asked { question, answer };
+            match sender.send(asked).await {
+                Err(_) => Answer::Failed("the daemon is ending".to_owned()),
+                Ok(()) => answered
+                    .await
+                    .unwrap_or_else(|_| Answer::Failed("the daemon is ending".to_owned())),
+            }
+        }
+    };
+    let mut text = serde_json::to_string(&answer)?;
+    text.push('\n');
+    timeout(PATIENCE, write.write_all(text.as_bytes())).await?
+}
+
+/// Asks the daemon whose state folder this is. `None` when none runs.
+///
+/// # Errors
+///
+/// When the socket cannot be used, the daemon is silent, or says no.
+pub(crate) fn ask(folder: &Path, question: &Question) -> Result<Option<String>> {
+    let path = folder.join(SOCKET);
+    let what = || format!("cannot ask the daemon at {}", path.display());
+    let mut stream = match Blocking::connect(&path) {
+        Ok(stream) => stream,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).with_context(what),
+    };
+    stream.set_read_timeout(Some(ANSWER)).with_context(what)?;
+    stream.set_write_timeout(Some(PATIENCE)).with_context(what)?;
+    let mut text = serde_json::to_string(question)?;
+    text.push('\n');
+    stream.write_all(text.as_bytes()).with_context(what)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).with_context(what)?;
+    match serde_json::from_str(&line).with_context(what)? {
+        Answer::Done(text) => Ok(Some(text)),
+        Answer::Failed(why) => bail!("the daemon at {} says: {why}", path.display()),
+    }
+}

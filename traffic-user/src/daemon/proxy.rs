@@ -1,0 +1,385 @@
+//! The proxy beside the kernel: its config is followed, its counters are read on a thread of their own,
+//! and both meters are merged at each tick.
+//!
+//! Nothing here waits for the proxy: what it has not said yet comes with a later tick.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    accounting::{
+        attribute::Merge,
+        delta::Deltas,
+        ident::{Group, Groups},
+        payload::{Polls, first},
+        proxy::{ApiHealth, CounterName, Inbound, Subject, Way},
+        reading::Snapshot,
+        stats::{ApiReport, StatsReport},
+    },
+    meter::proxy::{Address, Latest, ProxyMeter, Watch, boot_time},
+    proxy_config::{ProxyConfig, Watched, find},
+    view::stats::{ApiDocument, Beside, Document, EventDocument},
+};
+
+use super::control::Whose;
+
+/// Events that are kept to be shown.
+const EVENTS: usize = 100;
+
+/// Where to look for a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ProxyPlace {
+    /// Named by somebody, so that they must be there. Empty: look in the usual places.
+    pub(crate) files: Vec<PathBuf>,
+    /// Wins over what the config says.
+    pub(crate) api: Option<Address>,
+}
+
+impl ProxyPlace {
+    /// The config that is meant, read once; `None` when there is none. One that was not named and
+    /// cannot be used is said and waited for.
+    pub(crate) fn config(&self) -> Result<Option<Watched>> {
+        let named = !self.files.is_empty();
+        let files = if named { Some(self.files.clone()) } else { find() };
+        let Some(files) = files else {
+            return Ok(None);
+        };
+        let mut config = Watched::new(files);
+        if let Some(Err(error)) = config.poll() {
+            if named {
+                let remedy = error.remedy();
+                return Err(anyhow::anyhow!("{}\n  remedy: {remedy}", chain(error)));
+            }
+            tracing::warn!(error = chain(error), "the proxy's config is not used");
+        }
+        Ok(Some(config))
+    }
+
+    /// Where its API is.
+    pub(crate) fn address(&self, config: Option<&ProxyConfig>) -> Option<Address> {
+        let of_config = || {
+            let address = config?.api.as_ref()?.address.as_ref()?;
+            Some(Address::Tcp { host: address.host.clone(), port: address.port })
+        };
+        self.api.clone().or_else(of_config)
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// Puts groups that were named by hand in the place of inbounds that they mean: those with the same name,
+/// and those whose ports they hold all.
+pub(crate) fn joined(inbounds: &[Inbound], typed: &Groups) -> Vec<Inbound> {
+    inbounds
+        .iter()
+        .map(|inbound| {
+            let means = |group: &&Group| {
+                let same_name = group.name().is_some() && group.name() == inbound.group.name();
+                same_name || group.covers(&inbound.group)
+            };
+            let group = typed.iter().find(means).unwrap_or(&inbound.group).clone();
+            Inbound { group, ..inbound.clone() }
+        })
+        .collect()
+}
+
+/// Everything that is to be watched: what was named by hand, then the inbounds.
+pub(crate) fn watched(inbounds: &[Inbound], typed: &Groups) -> Groups {
+    let more: Vec<Group> = inbounds.iter().map(|inbound| inbound.group.clone()).collect();
+    typed.extended_by(&more)
+}
+
+/// The proxy, and what both meters said of it.
+pub(crate) struct Proxy {
+    place: ProxyPlace,
+    config: Option<Watched>,
+    typed: Groups,
+    interval: Duration,
+    watch: Option<(Address, Watch)>,
+    polls: Polls,
+    merge: Merge,
+    /// Boot time after which a poll must have begun to be looked at.
+    after: i128,
+    /// Boot time since when traffic is accounted for.
+    watched_since: i128,
+    /// The same as Unix time.
+    since: i128,
+    state: Option<&'static str>,
+    events: VecDeque<EventDocument>,
+}
+
+impl Proxy {
+    /// Looks for the proxy. `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When a config was named that cannot be used.
+    pub(crate) fn find(
+        place: ProxyPlace,
+        typed: Groups,
+        interval: Duration,
+        now: i128,
+    ) -> Result<Option<Self>> {
+        let config = place.config()?;
+        if config.is_none() && place.api.is_none() {
+            return Ok(None);
+        }
+        let boot = boot_time();
+        let mut proxy = Self {
+            place,
+            config,
+            typed,
+            interval,
+            watch: None,
+            polls: Polls::default(),
+            merge: Merge::default(),
+            after: i128::MIN,
+            watched_since: boot,
+            since: now,
+            state: None,
+            events: VecDeque::new(),
+        };
+        proxy.configure();
+        Ok(Some(proxy))
+    }
+
+    /// What is to be watched.
+    pub(crate) fn groups(&self) -> Groups {
+        watched(&self.inbounds(), &self.typed)
+    }
+
+    fn good(&self) -> Option<&ProxyConfig> {
+        self.config.as_ref()?.good()
+    }
+
+    fn inbounds(&self) -> Vec<Inbound> {
+        self.good().map(|config| joined(&config.inbounds, &self.typed)).unwrap_or_default()
+    }
+
+    fn configure(&mut self) {
+        let inbounds = self.inbounds();
+        let uncounted = self.good().map(|config| config.unreported.clone()).unwrap_or_default();
+        self.merge.configure(&inbounds, &uncounted);
+    }
+
+    /// Reads its counters from now on. Begins before the first tick, so that a proxy that is slow to
+    /// answer has had its time.
+    pub(crate) fn watch(&mut self) -> Result<()> {
+        let address = self.place.address(self.good());
+        if self.watch.as_ref().map(|(at, _)| at) == address.as_ref() {
+            return Ok(());
+        }
+        self.watch = None;
+        if let Some(address) = address {
+            let watch = ProxyMeter::new(address.clone())
+                .spawn(self.interval)
+                .context("users are not told apart")?;
+            self.watch = Some((address, watch));
+        }
+        Ok(())
+    }
+
+    /// Looks whether its config changed. Gives what is to be watched then.
+    pub(super) fn follow_config(&mut self, now: i128) -> Option<Groups> {
+        let changed = match self.config.as_mut()?.poll()? {
+            Ok(_) => Ok(()),
+            Err(error) => Err(chain(error)),
+        };
+        match changed {
+            Err(error) => {
+                tracing::warn!(%error, "the proxy's config is not used: the last good one stays");
+                self.event(EventDocument::new(now, "config-broken", error));
+                None
+            }
+            Ok(()) => {
+                self.configure();
+                if let Err(error) = self.watch() {
+                    tracing::warn!(error = format!("{error:#}"), "the proxy's API is not read");
+                }
+                let groups = self.groups();
+                let what = format!("the proxy's config changed: {} groups", groups.len());
+                self.event(EventDocument::new(now, "config-changed", what));
+                Some(groups)
+            }
+        }
+    }
+
+    fn event(&mut self, event: EventDocument) {
+        self.events.push_back(event);
+        if self.events.len() > EVENTS {
+            self.events.pop_front();
+        }
+    }
+
+    /// Merges what the kernel counted since the tick before with what the proxy has said since.
+    pub(super) fn tick(&mut self, kernel: &Deltas, now: i128) {
+        let latest = self.latest();
+        let poll = latest.snapshot.filter(|poll| poll.boot.begin > self.after);
+        let payload = poll.map(|poll| {
+            self.after = poll.boot.end;
+            self.polls.follow(&poll, first(&poll, self.watched_since), None)
+        });
+        self.merge.tick(Some(kernel), payload.as_ref());
+        if let Some(payload) = payload {
+            let gaps = payload.gaps.iter().map(|gap| EventDocument::of_gap(now, gap));
+            let anomalies = payload.anomalies.iter();
+            let events: Vec<_> = anomalies
+                .map(|anomaly| EventDocument::of_anomaly(now, anomaly))
+                .chain(gaps)
+                .collect();
+            events.into_iter().for_each(|event| self.event(event));
+        }
+        if let Some(ApiHealth { state, reason, .. }) = latest.health
+            && self.state.replace(state.name()) != Some(state.name())
+        {
+            let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            let what = format!("the proxy's API is {}{reason}", state.name());
+            self.event(EventDocument::new(now, "api", what));
+        }
+    }
+
+    fn latest(&self) -> Latest {
+        self.watch.as_ref().map(|(_, watch)| watch.latest()).unwrap_or_default()
+    }
+
+    /// How things stand.
+    pub(super) fn document(&self, host: &str, snapshot: &Snapshot) -> Document {
+        let api = self.latest();
+        let report = self.report(&api, snapshot.window.end);
+        Document::new(
+            &report,
+            Beside {
+                host,
+                since: Some(self.since),
+                meter: Some((snapshot.meter, snapshot.layer)),
+                api: api_document(&api, self.watch.is_some()),
+                events: self.events.iter().cloned().collect(),
+            },
+        )
+    }
+
+    fn report(&self, api: &Latest, now: i128) -> StatsReport {
+        let health = api.health.as_ref();
+        let report = ApiReport {
+            state: health.map_or("disabled", |health| health.state.name()),
+            since: health.map(|health| health.since),
+            product: api.identity.and_then(|identity| identity.product),
+            uptime: api.snapshot.as_ref().and_then(|poll| poll.uptime),
+        };
+        self.merge.report(now, report)
+    }
+
+    /// Where its API is, if anywhere.
+    pub(super) fn address(&self) -> Option<Address> {
+        self.watch.as_ref().map(|(address, _)| address.clone())
+    }
+
+    /// The counters that are somebody's; `None` for all.
+    pub(super) fn names(&self, whose: &Whose) -> Option<Vec<CounterName>> {
+        names(&self.inbounds(), whose)
+    }
+
+    /// Takes note that counters were set to zero at the proxy, and begins anew.
+    pub(super) fn begin_anew(
+        &mut self,
+        whose: &Whose,
+        values: &[(CounterName, i64)],
+        now: i128,
+        boot: i128,
+    ) {
+        let payload = self.polls.reset(values);
+        self.merge.tick(None, Some(&payload));
+        // A poll that was under way may have been answered before.
+        self.after = boot;
+        let what = match whose {
+            Whose::User(email) => {
+                self.merge.reset_user(email);
+                format!("numbers of user {} begin anew", email.escape_debug())
+            }
+            Whose::Port(port) => {
+                self.merge.reset_port(*port);
+                format!("numbers of port {port} begin anew")
+            }
+            Whose::All => {
+                self.merge = Merge::default();
+                self.configure();
+                self.since = now;
+                "all numbers begin anew".to_owned()
+            }
+        };
+        self.event(EventDocument::new(now, "reset", what));
+    }
+}
+
+/// The counters that are somebody's; `None` for all.
+pub(crate) fn names(inbounds: &[Inbound], whose: &Whose) -> Option<Vec<CounterName>> {
+    let both =
+        |subject: &Subject| Way::ALL.map(|way| CounterName { subject: subject.clone(), way });
+    match whose {
+        Whose::All => None,
+        Whose::User(email) => Some(both(&Subject::User(email.as_str().into())).to_vec()),
+        Whose::Port(port) => {
+            let of_port = |inbound: &&Inbound| inbound.group.ports().any(|one| one == *port);
+            let here: Vec<&Inbound> = inbounds.iter().filter(of_port).collect();
+            let elsewhere: HashSet<&Arc<str>> = inbounds
+                .iter()
+                .filter(|inbound| !of_port(inbound))
+                .flat_map(|inbound| &inbound.users.emails)
+                .collect();
+            // One who is elsewhere as well has one counter for both: it is not this port's to reset.
+            let users = here
+                .iter()
+                .flat_map(|inbound| &inbound.users.emails)
+                .filter(|email| !elsewhere.contains(email))
+                .map(|email| Subject::User(Arc::clone(email)));
+            let tags = here.iter().filter_map(|inbound| inbound.tag.clone()).map(Subject::Inbound);
+            Some(tags.chain(users).flat_map(|subject| both(&subject)).collect())
+        }
+    }
+}
+
+/// What is known of an API.
+pub(crate) fn api_document(latest: &Latest, watched: bool) -> ApiDocument {
+    let snapshot = latest.snapshot.as_ref();
+    let product = latest.identity.and_then(|identity| identity.product);
+    let mut document = ApiDocument {
+        product: product.map(|product| product.name().to_owned()),
+        uptime_seconds: snapshot.and_then(|poll| poll.uptime),
+        ..ApiDocument::default()
+    };
+    match &latest.health {
+        Some(health) => {
+            document.state = Some(health.state.name().to_owned());
+            document.since = Some(crate::view::json::time(health.since));
+            document.reason.clone_from(&health.reason);
+            document.remedy.clone_from(&health.remedy);
+            if health.reason.is_some() {
+                // What it said before it went away is old.
+                document.uptime_seconds = None;
+            }
+        }
+        None if !watched => {
+            document.state = Some("disabled".to_owned());
+            document.reason = Some("its config names no API that can be reached".to_owned());
+            document.remedy =
+                Some("`traffic doctor` shows what to add, and --api names one".to_owned());
+        }
+        None => {}
+    }
+    document
+}
