@@ -155,6 +155,10 @@ impl Polls {
     /// most that any one counter can have moved since the last poll, if the caller knows it, such as
     /// what the kernel saw in that time: it bounds the gaps.
     ///
+    /// Uptime and counters have to be of one process: whoever polls asks for both on one connection.
+    /// Uptime is compared with [`ProxySnapshot::boot`]; where that clock runs on while the host sleeps
+    /// and the proxy's does not, a sleep longer than the proxy's age looks like a restart.
+    ///
     /// ```
     /// use traffic_user::accounting::{
     ///     delta::First,
