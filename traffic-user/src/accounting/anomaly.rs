@@ -248,3 +248,30 @@ impl fmt::Display for Anomaly {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::proxy::Subject, *};
+
+    #[test]
+    fn foreign_names_are_shown_escaped_and_shortened() {
+        let email: Arc<str> = "\u{1b}[2Ja>>>b\n@x".into();
+        let counter = CounterName { subject: Subject::User(Arc::clone(&email)), way: Way::Uplink };
+        let long: Arc<str> = "y".repeat(100_000).into();
+        let users = [vec![email, long], vec!["z".into(); 7]].concat();
+        for (anomaly, want) in [
+            (
+                Anomaly::Negative { counter: counter.clone(), value: -5 },
+                "user>>>\\u{1b}[2Ja>>>b\\n@x>>>traffic>>>uplink is -5",
+            ),
+            (Anomaly::Twice { counter: counter.clone() }, "\\u{1b}[2Ja>>>b\\n@x"),
+            (Anomaly::CountersReset { counters: vec![counter] }, "\\u{1b}[2Ja>>>b\\n@x"),
+            (Anomaly::NotCounted { users: users.clone() }, "yyy, z, z, z and 4 more"),
+            (Anomaly::Unplaced { users }, "\\u{1b}[2Ja>>>b\\n@x, yyy"),
+        ] {
+            let text = anomaly.to_string();
+            assert!(text.contains(want), "{text}");
+            assert!(!text.contains(char::is_control) && text.len() < 300, "{text}");
+        }
+    }
+}

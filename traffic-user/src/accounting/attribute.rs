@@ -69,7 +69,7 @@ pub struct Merge {
 impl Merge {
     /// Takes the proxy's config: at the start, and whenever it changed.
     ///
-    /// `uncounted` are users of a level that the proxy's policy does not count. Groups and users that
+    /// Without the inbound of its API, whose traffic is nobody's. `uncounted` are users of a level that the proxy's policy does not count. Groups and users that
     /// are gone keep what they were charged; ports that stay, under whatever tag, go on.
     pub fn configure(&mut self, inbounds: &[Inbound], uncounted: &[Arc<str>]) {
         self.uncounted = uncounted.to_vec();
@@ -79,6 +79,7 @@ impl Merge {
             group.configured = false;
             group.members.clear();
             group.nameless = 0;
+            group.users_unknown = false;
             for share in &mut group.shares {
                 share.member = false;
             }
@@ -95,6 +96,7 @@ impl Merge {
             }
             let group = &mut self.groups[at];
             group.nameless += inbound.users.nameless;
+            group.users_unknown |= inbound.users.unknown;
             if !group.configured {
                 group.configured = true;
                 group.group = Arc::new(inbound.group.clone());

@@ -155,6 +155,10 @@ impl Polls {
     /// most that any one counter can have moved since the last poll, if the caller knows it, such as
     /// what the kernel saw in that time: it bounds the gaps.
     ///
+    /// Uptime and counters have to be of one process: whoever polls asks for both on one connection.
+    /// Uptime is compared with [`ProxySnapshot::boot`]; where that clock runs on while the host sleeps
+    /// and the proxy's does not, a sleep longer than the proxy's age looks like a restart.
+    ///
     /// ```
     /// use traffic_user::accounting::{
     ///     delta::First,
@@ -189,15 +193,13 @@ impl Polls {
         most: Option<Payload>,
     ) -> PayloadDeltas {
         let last = self.last;
-        let fell = self.fell(next);
-        let seam = match last.map(|last| life(&last, next)) {
+        let mut seam = match last.map(|last| life(&last, next)) {
             None => PayloadSeam::First(begin),
             Some(Life::New) => PayloadSeam::Restarted,
             Some(Life::Unclear) => PayloadSeam::Unclear,
             // An age that does not fit is the fault of a clock, unless the counters are others too.
             Some(Life::Other) if self.differs(next) => PayloadSeam::Replaced,
-            Some(Life::Same | Life::Other) if fell.is_empty() => PayloadSeam::Same,
-            Some(Life::Same | Life::Other) => PayloadSeam::Reset,
+            Some(Life::Same | Life::Other) => PayloadSeam::Same,
         };
         let began =
             next.uptime.map(|uptime| next.window.end.saturating_sub(i128::from(uptime) * NANOS));
@@ -232,10 +234,7 @@ impl Polls {
             coverage: Coverage::Complete,
         };
         match seam {
-            PayloadSeam::First(_) | PayloadSeam::Same => {}
-            PayloadSeam::Reset => {
-                deltas.anomalies.push(Anomaly::CountersReset { counters: fell });
-            }
+            PayloadSeam::First(_) | PayloadSeam::Same | PayloadSeam::Reset => {}
             PayloadSeam::Restarted => {
                 deltas.gaps.push(gap(None, Cause::Restarted));
                 deltas.anomalies.push(Anomaly::ProxyRestarted { began });
@@ -243,9 +242,6 @@ impl Polls {
             PayloadSeam::Unclear => {
                 deltas.gaps.push(gap(None, Cause::Unclear));
                 deltas.anomalies.push(Anomaly::ProxyUnclear);
-                if !fell.is_empty() {
-                    deltas.anomalies.push(Anomaly::CountersReset { counters: fell });
-                }
             }
             PayloadSeam::Replaced => {
                 deltas.gaps.push(gap(None, Cause::Replaced));
@@ -259,11 +255,12 @@ impl Polls {
         }
         let baseline = matches!(seam, PayloadSeam::First(First::Baseline) | PayloadSeam::Replaced);
 
-        let mut charges = Charges::new(&mut deltas.charges);
+        let mut fell = Vec::new();
         for (name, value) in &next.counters {
             let charge = match self.charge(name, *value, baseline) {
                 Ok((charge, cause)) => {
                     deltas.gaps.extend(cause.map(|cause| gap(Some(name.clone()), cause)));
+                    fell.extend((cause == Some(Cause::Reset)).then(|| name.clone()));
                     charge
                 }
                 Err(anomaly) => {
@@ -271,8 +268,15 @@ impl Polls {
                     0
                 }
             };
-            charges.add(name, charge);
+            add(&mut deltas.charges, name, charge);
         }
+        if !fell.is_empty() {
+            deltas.anomalies.push(Anomaly::CountersReset { counters: fell });
+            if seam == PayloadSeam::Same {
+                seam = PayloadSeam::Reset;
+            }
+        }
+        deltas.seam = seam;
         self.count += 1;
         self.last = Some(Poll {
             product: next.product,
@@ -357,15 +361,6 @@ impl Polls {
         })
     }
 
-    /// Counters that are below their last value.
-    fn fell(&self, next: &ProxySnapshot) -> Vec<CounterName> {
-        let below = |(name, value): &&(CounterName, i64)| {
-            let was = self.counters.get(name).and_then(|known| known.value);
-            was.zip(u64::try_from(*value).ok()).is_some_and(|(was, is)| is < was)
-        };
-        next.counters.iter().filter(below).map(|(name, _)| name.clone()).collect()
-    }
-
     /// Whether a counter of the last poll is smaller or gone.
     fn differs(&self, next: &ProxySnapshot) -> bool {
         let same = |(name, value): &&(CounterName, i64)| {
@@ -378,25 +373,17 @@ impl Polls {
     }
 }
 
-/// Sums the counters of each subject, in the order of the first.
-struct Charges<'a> {
-    list: &'a mut Vec<(Subject, Payload)>,
-    index: HashMap<Subject, usize>,
-}
-
-impl<'a> Charges<'a> {
-    fn new(list: &'a mut Vec<(Subject, Payload)>) -> Self {
-        Self { list, index: HashMap::new() }
-    }
-
-    fn add(&mut self, name: &CounterName, amount: u64) {
-        let at = *self.index.entry(name.subject.clone()).or_insert(self.list.len());
-        if at == self.list.len() {
-            self.list.push((name.subject.clone(), Payload::default()));
-        }
-        if let Some((_, payload)) = self.list.get_mut(at) {
+/// Adds to the subject's charge. Counters of one subject are neighbours, since a poll is in order.
+fn add(charges: &mut Vec<(Subject, Payload)>, name: &CounterName, amount: u64) {
+    match charges.last_mut() {
+        Some((subject, payload)) if *subject == name.subject => {
             let way = payload.way_mut(name.way);
             *way = way.saturating_add(amount);
+        }
+        _ => {
+            let mut payload = Payload::default();
+            *payload.way_mut(name.way) = amount;
+            charges.push((name.subject.clone(), payload));
         }
     }
 }

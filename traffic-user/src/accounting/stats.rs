@@ -96,6 +96,8 @@ pub struct GroupStats {
     /// Its users in the order of the config, then those that the config does not name (any more), by
     /// name.
     pub users: Vec<UserStats>,
+    /// Whether it has users that the config does not name, or none at all.
+    pub users_unknown: bool,
     /// The proxy's counter of the inbound; `None` when there is none. With V2Ray these are encrypted
     /// bytes, with Xray the downlink may lack spliced bytes.
     pub group_total: Option<Payload>,

@@ -188,6 +188,7 @@ impl Merge {
             protocol: group.protocol.clone(),
             configured: group.configured,
             users,
+            users_unknown: group.users_unknown,
             group_total: group.inbound,
             kernel: group.kernel,
             overhead: if self.life.apart { None } else { group.overhead() },

@@ -255,6 +255,8 @@ fn a_user_whom_the_config_does_not_name_draws_only_where_there_is_no_choice() {
     assert_eq!(report.anomalies, [Anomaly::Unplaced { users: vec!["new".into()] }]);
     // Once, and with what nobody is known for.
     assert_eq!(report.system_total.payload, Payload { uplink: 1, downlink: 102 });
+    let unknown: Vec<_> = report.groups.iter().map(|group| group.users_unknown).collect();
+    assert_eq!(unknown, [false, true]);
     // No user is counted there, so the inbound's counter is the payload.
     assert_eq!(of(&report, "80").overhead, Some((500, 3)));
 }

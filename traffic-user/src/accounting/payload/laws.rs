@@ -132,8 +132,8 @@ fn missing(moved: i64, charged: i64) -> Result<u64, TestCaseError> {
 
 fn amount(deltas: &PayloadDeltas, counter: usize) -> u64 {
     let CounterName { subject, way } = name(NAMES[counter]);
-    let charge = deltas.charges.iter().find(|(who, _)| *who == subject);
-    charge.map_or(0, |(_, payload)| payload.way(way))
+    let charges = deltas.charges.iter().filter(|(who, _)| *who == subject);
+    charges.map(|(_, payload)| payload.way(way)).sum()
 }
 
 proptest! {
