@@ -1,6 +1,7 @@
-//! Compiles the eBPF programs and leaves them where the library embeds them.
+//! Compiles the eBPF programs and leaves them where the library embeds them, and makes the client of the
+//! proxy's API from `proto/`.
 //!
-//! Three ways, the first that is set wins; `cargo xtask` sets one of the first two:
+//! For the programs there are three ways, the first that is set wins; `cargo xtask` sets one of the first two:
 //!
 //! * `TRAFFIC_EBPF_OBJECT`: a path; that object is embedded as it is;
 //! * `TRAFFIC_EBPF_TOOLCHAIN`: a name for `rustup run` (without rustup: any text, the plain `cargo` is
@@ -22,12 +23,33 @@ use object::{
 };
 
 const OBJECT: &str = "traffic-ebpf";
+/// What the library speaks of `proto/`.
+const PROTOS: &[&str] = &["v2ray_stats.proto", "xray_stats.proto"];
+/// Where their packages are, as modules.
+const PACKAGES: &str = "packages.rs";
 
 fn main() -> Result<()> {
+    println!("cargo::rerun-if-changed=build.rs");
+    client()?;
+    programs()
+}
+
+/// Makes the messages and the client of the StatsService.
+fn client() -> Result<()> {
+    println!("cargo::rerun-if-changed=proto");
+    let files = protox::compile(PROTOS, ["proto"]).context("read the .proto files")?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .include_file(PACKAGES)
+        .compile_fds(files)
+        .context("make the client of the proxy's API")
+}
+
+/// Compiles or copies the eBPF programs.
+fn programs() -> Result<()> {
     for name in ["TRAFFIC_EBPF_OBJECT", "TRAFFIC_EBPF_TOOLCHAIN", "TRAFFIC_EBPF_BOOTSTRAP"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    println!("cargo::rerun-if-changed=build.rs");
     let embedded =
         PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?).join(OBJECT);
 

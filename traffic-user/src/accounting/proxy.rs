@@ -176,3 +176,47 @@ pub struct ProxySnapshot {
     /// A negative value is passed on as it came.
     pub counters: Vec<(CounterName, i64)>,
 }
+
+/// How it stands with a proxy's API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ApiState {
+    /// It answers.
+    Ok,
+    /// Nobody is there: refused, unreachable, a name without an address, a connection that broke.
+    Down,
+    /// No answer in time.
+    Slow,
+    /// It does not let us in.
+    Denied,
+    /// Something answers that is not understood, or far too much of it.
+    Garbage,
+    /// The proxy is there and does not count, or does not offer its counters.
+    Disabled,
+}
+
+impl ApiState {
+    /// As the outputs write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Down => "down",
+            Self::Slow => "slow",
+            Self::Denied => "denied",
+            Self::Garbage => "garbage",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+/// How it stands with a proxy's API, since when, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiHealth {
+    /// How it stands.
+    pub state: ApiState,
+    /// When it was first seen in this state, nanoseconds of Unix time.
+    pub since: i128,
+    /// Why it is not [`ApiState::Ok`], as the last try told it; safe to print.
+    pub reason: Option<String>,
+    /// What helps.
+    pub remedy: Option<String>,
+}

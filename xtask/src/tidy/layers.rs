@@ -12,6 +12,7 @@ const LAYOUT: &[&str] = &[
     "traffic-ebpf/src",
     "traffic-user/src/accounting",
     "traffic-user/src/meter/ebpf",
+    "traffic-user/src/meter/proxy",
     "traffic-user/src/view",
     "traffic-user/src/daemon",
     "traffic-user/src/cli",
@@ -102,6 +103,7 @@ const IMPURE: &[&str] = &[
     "rusqlite",
     "serde",
     "serde_json",
+    "prost",
     "tokio",
     "tonic",
     "tracing",
@@ -145,7 +147,10 @@ const RESERVED: &[Reserved] = &[
     reserved("netlink_packet_core", METER),
     reserved("netlink_packet_route", METER),
     reserved("tonic", PROXY),
+    reserved("tonic_prost", PROXY),
     reserved("prost", PROXY),
+    reserved("tower", PROXY),
+    reserved("hyper_util", PROXY),
     reserved("rusqlite", LEDGER),
     reserved("clap", CLI),
     reserved("clap_complete", CLI),
@@ -300,11 +305,14 @@ mod tests {
     #[test]
     fn libraries_stay_in_their_folder() {
         bites("traffic-user/src/daemon/mod.rs", "use aya::Ebpf;", "meter/ebpf");
+        bites("traffic-user/src/daemon/mod.rs", "use tonic::Status;", "meter/proxy");
+        bites("traffic-user/src/view/json.rs", "use prost::Message as _;", "meter/proxy");
         bites("traffic-user/src/meter/mod.rs", "use clap::Parser;", "cli");
         bites("traffic-user/src/view/table.rs", "unsafe { f() }", "`unsafe`");
         bites("traffic-user/src/meter/nft.rs", "use std::process::{Command};", "run.rs");
         bites("traffic-user/src/daemon/mod.rs", "use std::{fs, process::ExitCode};", "ExitCode");
         passes("traffic-user/src/meter/ebpf/load.rs", "use aya::Ebpf; unsafe { f() }");
+        passes("traffic-user/src/meter/proxy/dial.rs", "use tonic::transport::Channel;");
         passes("traffic-user/src/cli/mod.rs", "use clap::Parser; use std::process::ExitCode;");
         passes("traffic-user/src/meter/lock.rs", "let id = std::process::id();");
     }
