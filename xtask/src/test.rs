@@ -40,6 +40,7 @@ const TOOLS: &[Tool] = &[
     tool("iperf3", "iperf3", "bulk transfers"),
     tool("nft", "nftables", "REDIRECT in front of a port; measured beside ours"),
     tool("iptables", "iptables", "measured beside ours"),
+    tool("v2ray", "v2ray", "the real proxy"),
     tool("qemu-system-x86_64", "qemu-system-x86", "other kernels"),
     tool("depmod", "kmod", "the order of their modules"),
     tool("xz", "xz-utils", "unpacking their modules"),

@@ -1,5 +1,6 @@
 //! The tests.
 
+mod api;
 mod bytecode;
 mod cgroup;
 mod cli;
