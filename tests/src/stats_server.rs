@@ -49,7 +49,7 @@ pub enum Behaviour {
     NoService,
     /// Offers it, but keeps no statistics.
     NoStats,
-    /// Closes each connection at once.
+    /// Closes each connection at once, as a proxy does that just starts.
     Close,
     /// Says what is no protocol.
     Noise,
@@ -57,6 +57,8 @@ pub enum Behaviour {
     Http1,
     /// Speaks TLS.
     Tls,
+    /// Speaks HTTP/2 without gRPC: there is no such page.
+    Web,
     /// Answers with bytes that are not the message.
     Nonsense,
     /// Answers with a message of so many bytes.
@@ -206,8 +208,13 @@ impl StatsServer {
     ///
     /// When the server died.
     pub fn become_another(&self, kind: Kind) {
-        self.state().kind = kind;
+        self.answer_as(kind);
         self.restart();
+    }
+
+    /// Answers as another program, over connections that stay open, as if something were in between.
+    pub fn answer_as(&self, kind: Kind) {
+        self.state().kind = kind;
     }
 
     /// Cuts all connections.

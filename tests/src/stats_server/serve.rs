@@ -166,6 +166,13 @@ async fn request_of(
         Behaviour::Huge(size) if answer.is_ok() => Ok(huge(size)),
         _ => answer,
     };
+    if behaviour == Behaviour::Web {
+        let mut respond = respond;
+        let mut response = Response::new(());
+        *response.status_mut() = http::StatusCode::NOT_FOUND;
+        respond.send_response(response, true).ok();
+        return;
+    }
     send(respond, answer);
 }
 

@@ -194,7 +194,7 @@ pub struct ProxySnapshot {
     pub uptime: Option<u32>,
     /// When it was read, nanoseconds of Unix time: for people.
     pub window: Window,
-    /// The same on a clock that nobody sets (since boot, with sleep), nanoseconds: for telling a
+    /// The same on a clock that nobody sets (since boot, without sleep), nanoseconds: for telling a
     /// restart.
     pub boot: Window,
     /// In the order of their names, each once. One that is missing was not made yet; that is not zero.

@@ -7,13 +7,16 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 use serde_json::{Value, json};
 use traffic_tests::{daemon::Site, handler, need, need::tool, netns::NetNs, wait};
 use traffic_user::{
-    accounting::proxy::{ApiState, Product},
+    accounting::proxy::{ApiState, Product, ProxySnapshot},
     meter::proxy::Identity,
 };
 
@@ -50,13 +53,36 @@ impl Proxy {
         });
     }
 
+    /// Waits until the API answers. It takes connections, and closes them, before it can.
+    fn answers(&mut self) {
+        self.listens(10085);
+        self.ns.run(|| {
+            let mut client = Client::of(API);
+            wait::until("an API that answers", || match client.poll() {
+                Err(error) if error.state() == ApiState::Down => None,
+                _ => Some(()),
+            });
+        });
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.site.state.join("log")).unwrap_or_default()
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).expect("a process id");
-        kill(Pid::from_raw(pid), signal).expect("a signal");
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+
+    /// Stops it where it is: all its threads, when this returns.
+    fn freeze(&self) {
+        kill(self.pid(), Signal::SIGSTOP).expect("a signal");
+        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).expect("a child");
+        assert_eq!(status, WaitStatus::Stopped(self.pid(), Signal::SIGSTOP));
+    }
+
+    /// Lets it go on.
+    fn thaw(&self) {
+        kill(self.pid(), Signal::SIGCONT).expect("a signal");
     }
 
     /// Ends it like a crash, and starts it again.
@@ -64,7 +90,7 @@ impl Proxy {
         self.child.kill().expect("a signal");
         self.child.wait().expect("the end of a child");
         self.child = spawn(&self.ns, &self.site);
-        self.listens(10085);
+        self.answers();
     }
 }
 
@@ -121,7 +147,7 @@ macro_rules! need_proxy {
 fn the_real_proxy_is_recognised_read_and_not_reset() {
     need_proxy!();
     let mut proxy = Proxy::start(|_| {});
-    proxy.listens(10085);
+    proxy.answers();
     let ns = proxy.ns.again();
     ns.run(|| {
         let mut client = Client::of(API);
@@ -131,7 +157,7 @@ fn the_real_proxy_is_recognised_read_and_not_reset() {
         assert!(first.uptime.is_some_and(|seconds| seconds < 60), "{:?}", first.uptime);
         // The API's own inbound counts us: the numbers grow with each question and never fall.
         let uplink = name("inbound>>>api>>>traffic>>>uplink");
-        let value = |snapshot: &traffic_user::accounting::proxy::ProxySnapshot| {
+        let value = |snapshot: &ProxySnapshot| {
             let found = snapshot.counters.iter().find(|(name, _)| *name == uplink);
             found.map(|(_, value)| *value).expect("the counter of the API inbound")
         };
@@ -146,7 +172,7 @@ fn the_real_proxy_is_recognised_read_and_not_reset() {
 fn the_real_proxy_resets_what_is_named() {
     need_proxy!();
     let mut proxy = Proxy::start(|_| {});
-    proxy.listens(10085);
+    proxy.answers();
     let ns = proxy.ns.again();
     ns.run(|| {
         let mut client = Client::of(API);
@@ -155,7 +181,7 @@ fn the_real_proxy_resets_what_is_named() {
         let names: Vec<_> = before.iter().map(|(name, _)| name.clone()).collect();
         let (uplink, downlink) =
             (name("inbound>>>api>>>traffic>>>uplink"), name("inbound>>>api>>>traffic>>>downlink"));
-        assert_eq!(names, [uplink.clone(), downlink.clone()]);
+        assert_eq!(names, [uplink, downlink.clone()]);
         assert!(before.iter().all(|(_, value)| *value > 0), "{before:?}");
         let nobody = name("user>>>nobody@x>>>traffic>>>uplink");
         let resets = client.reset(&[nobody.clone(), downlink.clone()]);
@@ -170,13 +196,21 @@ fn the_real_proxy_resets_what_is_named() {
 fn a_crash_of_the_real_proxy_is_seen_in_its_uptime_and_costs_no_poll() {
     need_proxy!();
     let mut proxy = Proxy::start(|_| {});
-    proxy.listens(10085);
+    proxy.answers();
     let ns = proxy.ns.again();
     ns.run(|| {
         let mut client = Client::of(API);
-        wait::until("an uptime above zero", || (client.read().uptime > Some(0)).then_some(()));
+        // The latest moment at which it can have started, by what it says itself.
+        let started = |snapshot: &ProxySnapshot| {
+            let uptime = i128::from(snapshot.uptime.expect("an uptime"));
+            snapshot.boot.end - uptime * 1_000_000_000
+        };
+        let before = wait::until("an uptime above zero", || {
+            Some(client.read()).filter(|snapshot| snapshot.uptime > Some(0))
+        });
+        assert!(started(&before) < before.boot.begin);
         proxy.crash_and_restart();
-        assert_eq!(client.read().uptime, Some(0));
+        assert!(started(&client.read()) > before.boot.end);
         proxy.child.kill().expect("a signal");
         proxy.child.wait().expect("the end of a child");
         let reason = client.is(ApiState::Down);
@@ -188,17 +222,17 @@ fn a_crash_of_the_real_proxy_is_seen_in_its_uptime_and_costs_no_poll() {
 fn a_real_proxy_that_stands_still_is_slow() {
     need_proxy!();
     let mut proxy = Proxy::start(|_| {});
-    proxy.listens(10085);
+    proxy.answers();
     let ns = proxy.ns.again();
     ns.run(|| {
         let mut client = Client::of(API);
         client.read();
-        proxy.signal(Signal::SIGSTOP);
+        proxy.freeze();
         let mut hasty = Client::of(API).hasty();
         hasty.is(ApiState::Slow);
         client = client.hasty();
         client.is(ApiState::Slow);
-        proxy.signal(Signal::SIGCONT);
+        proxy.thaw();
         wait::until("an answer", || client.poll().ok());
     });
 }
@@ -209,20 +243,20 @@ fn a_real_proxy_without_statistics_or_their_service_is_disabled() {
     let mut proxy = Proxy::start(|config| {
         config.as_object_mut().expect("an object").remove("stats");
     });
-    proxy.listens(10085);
+    proxy.answers();
     let ns = proxy.ns.again();
     let reason = ns.run(|| Client::of(API).is(ApiState::Disabled));
     assert!(reason.ends_with("its statistics are off"), "{reason}");
 
     let mut proxy = Proxy::start(|config| config["api"]["services"] = json!(["HandlerService"]));
-    proxy.listens(10085);
+    proxy.answers();
     let ns = proxy.ns.again();
     let reason = ns.run(|| Client::of(API).is(ApiState::Disabled));
     assert!(reason.ends_with("does not offer the StatsService"), "{reason}");
 }
 
 #[test]
-fn inbounds_of_the_real_proxy_that_are_no_api_are_garbage() {
+fn inbounds_of_the_real_proxy_that_are_no_api_are_told_from_one() {
     need_proxy!();
     need!(Tool("v2ctl"));
     let output = Command::new(tool("v2ctl").expect("the proxy's helper"))
@@ -244,11 +278,18 @@ fn inbounds_of_the_real_proxy_that_are_no_api_are_garbage() {
             "streamSettings": {"network": "ws"}}));
     });
     let ns = proxy.ns.again();
-    for (port, want) in
-        [(10002, "x"), (10003, "x"), (10004, "speaks TLS"), (10005, "speaks HTTP/1")]
-    {
+    // This one lets nobody know what it is, and reads on.
+    proxy.listens(10001);
+    let reason = ns.run(|| Client::of("127.0.0.1:10001").hasty().is(ApiState::Slow));
+    assert!(reason.ends_with("did not answer within 150ms"), "{reason}");
+    for (port, state, want) in [
+        (10002, ApiState::Garbage, "speaks HTTP/1"),
+        (10003, ApiState::Down, "closes it without a word"),
+        (10004, ApiState::Down, "closes it without a word"),
+        (10005, ApiState::Garbage, "speaks HTTP/1"),
+    ] {
         proxy.listens(port);
-        let reason = ns.run(|| Client::of(&format!("127.0.0.1:{port}")).is(ApiState::Garbage));
+        let reason = ns.run(|| Client::of(&format!("127.0.0.1:{port}")).is(state));
         assert!(reason.contains(want), "{port}: {reason}");
     }
 }
@@ -257,7 +298,7 @@ fn inbounds_of_the_real_proxy_that_are_no_api_are_garbage() {
 fn users_are_removed_and_added_while_the_real_proxy_runs() {
     need_proxy!();
     let mut proxy = Proxy::start(|_| {});
-    proxy.listens(10085);
+    proxy.answers();
     let ns = proxy.ns.again();
     ns.run(|| {
         let api = API.parse().expect("an address");

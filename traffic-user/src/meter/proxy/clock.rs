@@ -7,13 +7,13 @@ use nix::time::{ClockId, clock_gettime};
 pub(super) struct Instant {
     /// Unix time.
     pub(super) unix: i128,
-    /// Since boot, with the time of sleep.
+    /// Since boot, without the time of sleep: the clock by which a proxy knows its age.
     pub(super) boot: i128,
 }
 
 /// Now.
 pub(super) fn now() -> Instant {
-    Instant { unix: read(ClockId::CLOCK_REALTIME), boot: read(ClockId::CLOCK_BOOTTIME) }
+    Instant { unix: read(ClockId::CLOCK_REALTIME), boot: read(ClockId::CLOCK_MONOTONIC) }
 }
 
 /// Both clocks are there on every kernel that this runs on; 0 stands for one that is not.

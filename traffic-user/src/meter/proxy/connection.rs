@@ -257,7 +257,7 @@ impl Connection {
             Speech::Http1 => "speaks HTTP/1",
             Speech::Tls => "speaks TLS",
             Speech::Other => "does not speak HTTP/2",
-            Speech::Silence => "closes the connection without a word",
+            Speech::Silence => return ProxyError::Silent { address },
             Speech::Http2 if self.witness.ended() => return ProxyError::Broken { address },
             Speech::Http2 => {
                 let mut reason = clean(status.message());

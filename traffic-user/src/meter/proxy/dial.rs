@@ -112,11 +112,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(context, data);
-        if matches!(outcome, Poll::Ready(Err(_))) {
-            self.witness.with(|heard| heard.ended = true);
+        match Pin::new(&mut self.stream).poll_write(context, data) {
+            // Whoever closed may have said why before. Reading finds that, and then the end.
+            Poll::Ready(Err(_)) => Poll::Ready(Ok(data.len())),
+            outcome => outcome,
         }
-        outcome
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -44,6 +44,16 @@ pub enum ProxyError {
         cause: io::Error,
     },
 
+    /// The connection was taken and closed without a word.
+    ///
+    /// A proxy does so while it starts and while it stops; so do ports that expect TLS or another
+    /// protocol.
+    #[error("the proxy's API at {address} takes the connection and closes it without a word")]
+    Silent {
+        /// Where.
+        address: String,
+    },
+
     /// The connection ended in the middle of a call.
     #[error("the proxy's API at {address} closed the connection in the middle of an answer")]
     Broken {
@@ -69,7 +79,7 @@ pub enum ProxyError {
         reason: String,
     },
 
-    /// It is not HTTP/2 that is spoken there.
+    /// It is not gRPC that is spoken there.
     #[error("what answers at {address} is not a proxy's API: it {speech}")]
     Speech {
         /// Where.
@@ -128,6 +138,7 @@ impl ProxyError {
             Self::Address { .. }
             | Self::Name { .. }
             | Self::Connect { .. }
+            | Self::Silent { .. }
             | Self::Broken { .. }
             | Self::Start(_) => ApiState::Down,
             Self::Late { .. } => ApiState::Slow,
@@ -144,6 +155,9 @@ impl ProxyError {
             Self::Name { .. } => "check the host in --api; the proxy's own machine is 127.0.0.1",
             Self::Connect { .. } => {
                 "start the proxy, or check that --api names the port of its API inbound"
+            }
+            Self::Silent { .. } => {
+                "nothing, if the proxy is starting; otherwise name the port of its API inbound with --api"
             }
             Self::Broken { .. } => "nothing, if the proxy was stopped; its log tells otherwise",
             Self::Late { .. } => {
@@ -181,9 +195,16 @@ impl ProxyError {
         text
     }
 
-    /// Whether a new connection may fare better: what was wrong was the old one.
+    /// Whether a new connection may fare better, because the old one led to a program that is gone.
     pub(super) const fn is_of_connection(&self) -> bool {
-        matches!(self, Self::Broken { .. } | Self::Speech { .. } | Self::Garbage { .. })
+        matches!(
+            self,
+            Self::Silent { .. }
+                | Self::Broken { .. }
+                | Self::Speech { .. }
+                | Self::Garbage { .. }
+                | Self::NoService { .. }
+        )
     }
 }
 
@@ -197,6 +218,10 @@ pub(super) fn answered(address: &str, limit: usize, status: &Status) -> ProxyErr
     match status.code() {
         Code::PermissionDenied | Code::Unauthenticated => {
             ProxyError::Denied { address, reason: reason() }
+        }
+        // Derived by tonic from the status of HTTP.
+        Code::Unimplemented if status.message().starts_with("grpc-status header missing") => {
+            ProxyError::Speech { address, speech: "is a web server" }
         }
         Code::Unimplemented => ProxyError::NoService { address },
         // What a server says that keeps no statistics: `QueryStats only works its own stats.Manager.`
@@ -254,6 +279,12 @@ mod tests {
             "unknown service",
             ApiState::Disabled,
             "the proxy's API at 127.0.0.1:1 does not offer the StatsService",
+        );
+        means(
+            Code::Unimplemented,
+            "grpc-status header missing, mapped from HTTP status code 404",
+            ApiState::Garbage,
+            "what answers at 127.0.0.1:1 is not a proxy's API: it is a web server",
         );
         means(
             Code::Unknown,

@@ -193,7 +193,7 @@ impl ProxyMeter {
     /// # Errors
     ///
     /// [`ProxyError`]. Whether the counters were reset is then not known, if it is
-    /// [`ProxyError::Late`] or [`ProxyError::Broken`]; otherwise they were not.
+    /// [`ProxyError::Late`], [`ProxyError::Silent`] or [`ProxyError::Broken`]; otherwise they were not.
     pub async fn reset_matching(
         &mut self,
         pattern: &str,

@@ -3,7 +3,12 @@
 //! They are the wire's, not ours: nothing outside this folder sees one.
 
 mod packages {
-    #![expect(unreachable_pub, unused_qualifications, reason = "generated code")]
+    #![expect(
+        unreachable_pub,
+        unused_qualifications,
+        clippy::allow_attributes_without_reason,
+        reason = "generated code"
+    )]
     include!(concat!(env!("OUT_DIR"), "/packages.rs"));
 }
 
