@@ -8,12 +8,14 @@
 //! `eth0`, its API on the loopback there. Each user has a door of his own at the client: what enters
 //! it goes out at the server as that user's, and to the origin.
 
+mod api;
 mod config;
 mod origin;
 mod process;
 mod road;
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
@@ -21,7 +23,7 @@ use std::{
     sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed},
 };
 
-use traffic_user::accounting::proxy::Payload;
+use traffic_user::accounting::proxy::{Payload, ProxySnapshot};
 
 pub use self::{
     config::{Kind, TAG},
@@ -33,7 +35,7 @@ use self::{
     origin::Origin,
     process::{Door, Process},
 };
-use crate::{load, netns::NetNs, sockets};
+use crate::{handler, load, netns::NetNs, sockets};
 
 /// Client and server of one proxy with their users.
 #[derive(Debug)]
@@ -121,6 +123,49 @@ impl Proxy {
             start_server(self.program, self.kind, &self.road, port, api, &emails, &self.folder);
     }
 
+    /// All that the server's StatsService says, as our client reads it.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    #[track_caller]
+    pub fn snapshot(&self) -> ProxySnapshot {
+        api::snapshot(&self.road.server.ns, self.api)
+    }
+
+    /// Its counters by their names, without those of the API's own inbound, which counts each question.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    #[track_caller]
+    pub fn counters(&self) -> BTreeMap<String, i64> {
+        api::counters(&self.snapshot())
+    }
+
+    /// Takes a user out of the server's inbound, while it runs.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    #[track_caller]
+    pub fn remove(&self, user: &str) {
+        let removed = self.road.server.ns.run(|| handler::remove_user(self.api, TAG, user));
+        removed.unwrap_or_else(|err| panic!("remove {user}: {err}\n{}", self.messages()));
+    }
+
+    /// Lets a user whom [`remove`](Self::remove) took out into the server's vmess inbound again.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses.
+    #[track_caller]
+    pub fn add(&self, user: &str) {
+        let id = config::id(self.number(user));
+        let added = self.road.server.ns.run(|| handler::add_vmess_user(self.api, TAG, user, &id));
+        added.unwrap_or_else(|err| panic!("add {user}: {err}\n{}", self.messages()));
+    }
+
     /// Sets all counters to zero by the tool that comes with the program: a reader that is not ours.
     ///
     /// # Panics
@@ -149,10 +194,13 @@ impl Proxy {
         format!("client: {}\nserver: {}", self.client.messages(), self.server.messages())
     }
 
-    fn door(&self, user: &str) -> SocketAddr {
+    fn number(&self, user: &str) -> usize {
         let number = self.emails.iter().position(|email| email == user);
-        let number = number.unwrap_or_else(|| panic!("no user {user}"));
-        (Ipv4Addr::LOCALHOST, self.doors[number]).into()
+        number.unwrap_or_else(|| panic!("no user {user}"))
+    }
+
+    fn door(&self, user: &str) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.doors[self.number(user)]).into()
     }
 
     /// A connection of this user to the origin. The client takes it whatever the server says.
@@ -242,9 +290,8 @@ fn free_port(ns: &NetNs) -> u16 {
     loop {
         let port = FIRST + NEXT.fetch_add(1, Relaxed) % MANY;
         let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let free = ns.run(|| {
-            TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok()
-        });
+        let free =
+            ns.run(|| TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok());
         if free {
             return port;
         }

@@ -83,7 +83,8 @@ const CIPHER: &str = "aes-256-gcm";
 /// Set by hand: `auto` chooses by the processor.
 const SECURITY: &str = "aes-128-gcm";
 
-fn id(number: usize) -> String {
+/// The id of a user of vmess or vless.
+pub(super) fn id(number: usize) -> String {
     format!("{number:08x}-1111-4111-8111-111111111111")
 }
 
@@ -93,7 +94,7 @@ fn password(number: usize) -> String {
 
 /// The server: the inbound under test on `port`, the API on `api` of the loopback, and everything goes
 /// out directly. Users are numbered in the order of `emails`.
-pub fn server(kind: Kind, port: u16, api: u16, emails: &[&str]) -> Value {
+pub(super) fn server(kind: Kind, port: u16, api: u16, emails: &[&str]) -> Value {
     json!({
         "log": {"loglevel": "warning", "access": "none"},
         "stats": {},
@@ -137,7 +138,7 @@ fn users(kind: Kind, emails: &[&str]) -> Value {
 
 /// The client: for each user one door on the loopback, TCP and UDP, through which everything goes to
 /// `origin`, by way of the proxy at `server`, as that user.
-pub fn client(kind: Kind, server: SocketAddr, origin: SocketAddr, doors: &[u16]) -> Value {
+pub(super) fn client(kind: Kind, server: SocketAddr, origin: SocketAddr, doors: &[u16]) -> Value {
     let inbounds = doors.iter().enumerate().map(|(number, door)| {
         json!({
             "tag": format!("door {number}"), "listen": "127.0.0.1", "port": door,

@@ -23,6 +23,7 @@ use crate::{device::Device, wait::DEADLINE};
 
 /// Bytes of the two numbers: no request is shorter.
 pub const HEAD: u64 = 16;
+const HEAD_LENGTH: usize = 16;
 /// Between two looks at the flag that ends it.
 const LOOK_UP: u16 = 20;
 const FILL: u8 = 0x5a;
@@ -37,16 +38,16 @@ fn request(request: u64, response: u64) -> Vec<u8> {
     bytes
 }
 
-fn numbers(head: [u8; HEAD as usize]) -> (u64, u64) {
-    let both = u128::from_be_bytes(head);
-    ((both >> 64) as u64, both as u64)
+fn numbers(head: [u8; HEAD_LENGTH]) -> (u64, u64) {
+    let number = |at: usize| u64::from_be_bytes(*head[at..].first_chunk().expect("eight bytes"));
+    (number(0), number(8))
 }
 
 /// The server, until it is dropped.
 #[derive(Debug)]
-pub struct Origin {
+pub(super) struct Origin {
     /// Where it answers, over TCP and UDP.
-    pub address: SocketAddr,
+    pub(super) address: SocketAddr,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -57,7 +58,7 @@ impl Origin {
     /// # Panics
     ///
     /// When the port is taken.
-    pub fn start(device: &Device, ipv6: bool, port: u16) -> Self {
+    pub(super) fn start(device: &Device, ipv6: bool, port: u16) -> Self {
         let address = SocketAddr::from((device.ip(ipv6), port));
         let (listener, socket) =
             device.ns.run(|| (TcpListener::bind(address), UdpSocket::bind(address)));
@@ -109,7 +110,7 @@ fn streams(listener: &TcpListener, stop: &AtomicBool) {
 fn answer(mut stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     loop {
-        let mut head = [0; HEAD as usize];
+        let mut head = [0; HEAD_LENGTH];
         if stream.read(&mut head[..1])? == 0 {
             return Ok(());
         }
@@ -157,7 +158,7 @@ impl Conversation {
     /// # Errors
     ///
     /// When the socket refuses a deadline.
-    pub fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         stream.set_nodelay(true)?;
@@ -214,7 +215,7 @@ impl Conversation {
 /// # Panics
 ///
 /// When the request is too short for its numbers.
-pub fn ask(socket: &UdpSocket, bytes: u64, response: u64) -> io::Result<Payload> {
+pub(super) fn ask(socket: &UdpSocket, bytes: u64, response: u64) -> io::Result<Payload> {
     socket.send(&request(bytes, response))?;
     let length = socket.recv(&mut vec![0; 65_536])?;
     if u64::try_from(length) != Ok(response) {
