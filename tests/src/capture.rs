@@ -65,6 +65,8 @@ pub struct Captured {
     /// All frames, in and out.
     pub frames: [u64; 2],
     largest: usize,
+    /// What the device receives is left out.
+    outgoing: bool,
 }
 
 impl Capture {
@@ -74,6 +76,20 @@ impl Capture {
     ///
     /// Without the right to.
     pub fn start(device: &Device) -> Self {
+        Self::of(device, false)
+    }
+
+    /// Captures from now on what leaves the device, and nothing of what it receives, which may be
+    /// whole buffers of a sender at its other end.
+    ///
+    /// # Panics
+    ///
+    /// Without the right to.
+    pub fn outgoing(device: &Device) -> Self {
+        Self::of(device, true)
+    }
+
+    fn of(device: &Device, outgoing: bool) -> Self {
         let index = device.index();
         let socket = device.ns.run(|| open(index)).expect("open a capture");
         let largest =
@@ -82,7 +98,7 @@ impl Capture {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let reader = thread::spawn(move || {
-            let mut captured = Captured::default();
+            let mut captured = Captured { outgoing, ..Captured::default() };
             loop {
                 // Packets that are there when the flag is up are still read.
                 let last = stopped.load(SeqCst);
@@ -149,6 +165,9 @@ impl Captured {
             return false;
         };
         let outgoing = from.sll_pkttype == libc::PACKET_OUTGOING;
+        if self.outgoing && !outgoing {
+            return true;
+        }
         self.frames[usize::from(outgoing)] += 1;
         self.largest = self.largest.max(length);
         let frame = &frame[..length.min(SNAP)];

@@ -33,7 +33,8 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
     QUEUE.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn among_others() -> RwLockReadGuard<'static, ()> {
+/// Held while something is on its way that must not be lost to a stream of another test.
+pub(crate) fn among_others() -> RwLockReadGuard<'static, ()> {
     QUEUE.read().unwrap_or_else(PoisonError::into_inner)
 }
 

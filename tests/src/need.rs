@@ -114,6 +114,16 @@ pub fn skip(needs: &[Need]) -> bool {
     true
 }
 
+/// Whether a program is there that nobody has to have. Its absence is said, and is no failure even where
+/// `TRAFFIC_TEST_ALL` is set: a package that brings it does not exist everywhere.
+pub fn optional(name: &str) -> bool {
+    let found = tool(name).is_some();
+    if !found {
+        eprintln!("skipped: no program `{name}` is installed, and none has to be");
+    }
+    found
+}
+
 /// Leaves the test when something is missing: `need!(Root, Netns, Tool("iperf3"));`. See [`skip`].
 #[macro_export]
 macro_rules! need {

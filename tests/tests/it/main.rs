@@ -9,5 +9,6 @@ mod devices;
 mod kernels;
 mod lifecycle;
 mod listening;
+mod proxy;
 mod takeover;
 mod tc;
