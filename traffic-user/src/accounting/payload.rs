@@ -310,7 +310,6 @@ impl Polls {
             return deltas;
         }
         let seen = self.count.saturating_sub(1);
-        let mut charges = Charges::new(&mut deltas.charges);
         for (name, value) in values {
             let is = u64::try_from(*value).unwrap_or(0);
             let charge = match self.counters.get(name).map(|known| known.value) {
@@ -319,7 +318,7 @@ impl Polls {
                 Some(Some(was)) => is.checked_sub(was).unwrap_or(is),
             };
             self.counters.insert(name.clone(), Known { value: Some(0), seen });
-            charges.add(name, charge);
+            add(&mut deltas.charges, name, charge);
         }
         deltas
     }
