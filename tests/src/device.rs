@@ -190,6 +190,14 @@ impl Device {
         self.ns.sh(&words);
     }
 
+    /// Large buffers are cut into segments before they leave. What it receives stays as it comes, and
+    /// its queue stays its own.
+    pub fn cuts(&self) {
+        let words =
+            ["ethtool", "-K", &self.name, "tso", "off", "gso", "off", "tx-udp-segmentation", "off"];
+        self.ns.sh(&words);
+    }
+
     /// The largest packet that it carries.
     pub fn mtu(&self, bytes: u32) {
         self.ns.ip(&format!("link set {} mtu {bytes}", self.name));

@@ -45,8 +45,8 @@ impl Road {
         let (back, origin) = veth((&server.ns, "back"), (&origin, "eth0"), 3);
         client.default_route(&near);
         server.default_route(&far);
-        near.offloads(false);
-        far.offloads(false);
+        near.cuts();
+        far.cuts();
         Self { client, near, far, server, back, origin }
     }
 }
