@@ -104,6 +104,11 @@ impl Proxy {
         self.kind.group(self.port)
     }
 
+    /// The server's config.
+    pub fn config(&self) -> PathBuf {
+        self.folder.0.join("server.json")
+    }
+
     /// Kills the server, as `kill -9` does.
     pub fn kill_server(&mut self) {
         self.server.kill();

@@ -231,7 +231,7 @@ fn nothing_to_dump_is_said_and_a_closed_pipe_is_no_error() {
 
 /// Asserts that a document keeps to `traffic-user/schema/NAME.schema.json`.
 #[track_caller]
-fn keeps_to(name: &str, document: &Value) {
+pub(crate) fn keeps_to(name: &str, document: &Value) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join(format!("../traffic-user/schema/{name}.schema.json"));
     let schema: Value = serde_json::from_str(&fs::read_to_string(&file).expect("read a schema"))

@@ -10,5 +10,6 @@ mod kernels;
 mod lifecycle;
 mod listening;
 mod proxy;
+mod stats;
 mod takeover;
 mod tc;

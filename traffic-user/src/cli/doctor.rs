@@ -287,7 +287,7 @@ fn proxy(common: &Common, args: &Args) -> Vec<Check> {
         None => {
             checks.push(Check::info(
                 NAME,
-                "no config in the usual places",
+                "no config of a proxy that listens in the usual places",
                 "name it with --proxy-config; without a proxy, ports are counted and no users",
             ));
             None

@@ -22,7 +22,10 @@ use crate::{
         reading::Snapshot,
         stats::{ApiReport, StatsReport},
     },
-    meter::proxy::{Address, Latest, ProxyMeter, Watch, boot_time},
+    meter::{
+        listening::listening,
+        proxy::{Address, Latest, ProxyMeter, Watch, boot_time},
+    },
     proxy_config::{ProxyConfig, Watched, find},
     view::stats::{ApiDocument, Beside, Document, EventDocument},
 };
@@ -42,8 +45,10 @@ pub(crate) struct ProxyPlace {
 }
 
 impl ProxyPlace {
-    /// The config that is meant, read once; `None` when there is none. One that was not named and
-    /// cannot be used is said and waited for.
+    /// The config that is meant, read once; `None` when there is none.
+    ///
+    /// One that was only found belongs to a proxy that runs if something listens on its ports: packages
+    /// install a config for a proxy that nobody starts.
     pub(crate) fn config(&self) -> Result<Option<Watched>> {
         let named = !self.files.is_empty();
         let files = if named { Some(self.files.clone()) } else { find() };
@@ -58,6 +63,12 @@ impl ProxyPlace {
             }
             tracing::warn!(error = chain(error), "the proxy's config is not used");
         }
+        if !named && !config.good().is_some_and(is_in_use) {
+            let paths = config.paths().iter().map(|path| path.display().to_string());
+            let paths = paths.collect::<Vec<_>>().join(", ");
+            tracing::info!(paths, "nothing listens on its ports: name it with --proxy-config to use it");
+            return Ok(None);
+        }
         Ok(Some(config))
     }
 
@@ -69,6 +80,11 @@ impl ProxyPlace {
         };
         self.api.clone().or_else(of_config)
     }
+}
+
+fn is_in_use(config: &ProxyConfig) -> bool {
+    let open = listening().map(Groups::unchecked).unwrap_or_default();
+    config.inbounds.iter().any(|inbound| open.meets(&inbound.group))
 }
 
 /// An error with its causes, in one line.
