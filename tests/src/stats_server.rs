@@ -3,6 +3,34 @@
 //!
 //! It speaks frames and not through a gRPC library, because a library would not let it be wrong. Each of
 //! its behaviours that a real proxy has as well is compared with the real one in `it/api.rs`.
+//!
+//! The library's operations against it:
+//!
+//! ```
+//! use traffic_tests::stats_server::{Kind, StatsServer};
+//! use traffic_user::{ExportFormat, StatsError, StatsFactory, bytes_2_human_readable};
+//!
+//! let proxy = StatsServer::new(Kind::V2ray4);
+//! proxy.user("alice@example.com", 1000, 1_500_000);
+//! proxy.inbound("vmess-in", 1100, 1_500_100);
+//!
+//! let mut factory = StatsFactory::new(&proxy.address().to_string())?;
+//! let mut stats = factory.get_stats("alice@example.com")?;
+//! assert_eq!((stats.uplink(), stats.downlink()), (1000, 1_500_000));
+//! assert_eq!(bytes_2_human_readable(stats.total().try_into()?, 2)?, "1.43 MB");
+//! assert_eq!(
+//!     stats.export_stats(ExportFormat::Csv),
+//!     "email,uplink,downlink,total\n\"alice@example.com\",1000,1500000,1501000\n"
+//! );
+//! assert_eq!(factory.get_inbound_stats("vmess-in")?.downlink(), 1_500_100);
+//!
+//! // What was moved until the reset is told by it.
+//! proxy.user("alice@example.com", 0, 100_000);
+//! assert_eq!(stats.reset_stats()?.downlink, 1_600_000);
+//! assert_eq!(factory.get_stats("alice@example.com")?.total(), 0);
+//! assert!(matches!(factory.get_stats("bob@example.com"), Err(StatsError::NoCounter { .. })));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod serve;
 

@@ -11,6 +11,8 @@ mod fault;
 pub mod meter;
 pub mod proxy_config;
 mod state;
+mod stats_factory;
 pub mod view;
 
 pub use accounting::units::bytes_2_human_readable;
+pub use stats_factory::{ExportFormat, Stats, StatsError, StatsFactory, all_port};

@@ -182,6 +182,10 @@ fn a_proxy_that_is_killed_begins_anew_and_each_byte_is_charged_once() {
     let bob = merged.proxy.fetch(BOB, 100, 1000);
     merged.wait_for(first, bob);
 
+    // In its first second a proxy's age does not tell it from another.
+    merged.daemon.wait_for("the proxy to be two seconds old", |document| {
+        (document.0["stats"]["api"]["uptime_seconds"].as_u64()? >= 2).then_some(())
+    });
     merged.proxy.kill_server();
     merged.daemon.wait_for("the API to be down", |document| {
         (document.0["stats"]["api"]["state"] == "down").then_some(())

@@ -63,7 +63,8 @@ impl Transport {
         }
     }
 
-    const fn suffix(self) -> &'static str {
+    /// What a key ends with where another group has the same ports.
+    pub(super) const fn suffix(self) -> &'static str {
         match self {
             Self::Tcp => "/tcp",
             Self::Udp => "/udp",
@@ -466,7 +467,7 @@ impl Groups {
 }
 
 /// The key of `group` among `all`: see [`Groups::key`].
-pub fn key<'a>(group: &Group, all: impl IntoIterator<Item = &'a Group>) -> String {
+fn key<'a>(group: &Group, all: impl IntoIterator<Item = &'a Group>) -> String {
     let ports = group.ports_text();
     let twin = all
         .into_iter()

@@ -172,6 +172,7 @@ impl Polls {
     ///     let name = CounterName::parse("user>>>a@x>>>traffic>>>downlink").unwrap();
     ///     ProxySnapshot {
     ///         product: None,
+    ///         connection: 0,
     ///         uptime: Some(uptime),
     ///         window: at,
     ///         boot: at,
@@ -248,8 +249,12 @@ impl Polls {
                 deltas.anomalies.push(Anomaly::ProxyReplaced);
             }
         }
-        let fresh =
-            matches!(seam, PayloadSeam::First(_) | PayloadSeam::Restarted | PayloadSeam::Replaced);
+        let fresh = match seam {
+            PayloadSeam::First(_) | PayloadSeam::Restarted | PayloadSeam::Replaced => true,
+            // All of them began anew, so all that they are and will be is new, whatever happened.
+            PayloadSeam::Unclear => self.nothing_is_left(next),
+            PayloadSeam::Same | PayloadSeam::Reset => false,
+        };
         if fresh {
             self.counters.clear();
         }
@@ -280,6 +285,7 @@ impl Polls {
         self.count += 1;
         self.last = Some(Poll {
             product: next.product,
+            connection: next.connection,
             uptime: next.uptime,
             window: next.window,
             boot: next.boot,
@@ -358,6 +364,22 @@ impl Polls {
             Some(was) if good < was => (good, Some(Cause::Reset)),
             Some(was) => (good - was, away.then_some(Cause::Returned)),
         })
+    }
+
+    /// Whether every counter of the last poll that was not zero is smaller or gone, and there was one.
+    fn nothing_is_left(&self, next: &ProxySnapshot) -> bool {
+        let left = |(name, value): &(CounterName, i64)| match self.counters.get(name) {
+            None => false,
+            // What is or was below zero says nothing.
+            Some(Known { value: None, .. }) => true,
+            Some(Known { value: Some(was), .. }) => {
+                *was > 0 && u64::try_from(*value).map_or(true, |is| is >= *was)
+            }
+        };
+        let moved = |known: &Known| known.seen + 1 == self.count && known.value.unwrap_or(0) > 0;
+        let began = self.counters.values().any(moved) && !next.counters.iter().any(left);
+        // Without an age an empty answer may just be one.
+        next.uptime.is_some() && began
     }
 
     /// Whether a counter of the last poll is smaller or gone.

@@ -190,6 +190,9 @@ impl std::iter::Sum for Payload {
 pub struct ProxySnapshot {
     /// Who answered; `None` when that could not be told.
     pub product: Option<Product>,
+    /// Number of the connection that it came over: polls over one connection were answered by one
+    /// process. 0 is none that is known.
+    pub connection: u64,
     /// Whole seconds since the proxy's start as it says itself; `None` when it did not.
     pub uptime: Option<u32>,
     /// When it was read, nanoseconds of Unix time: for people.

@@ -1,7 +1,9 @@
 //! The values behind the outputs, complete before anything is written.
 
+use std::collections::HashMap;
+
 use super::{
-    ident::{Group, key},
+    ident::{Group, PortRange, Transport},
     proxy::Inbound,
     reading::{Snapshot, Traffic},
 };
@@ -36,8 +38,20 @@ impl Dump {
     /// Among the groups of one snapshot the keys are unique: two retired or live groups with the same
     /// ports differ in their transport.
     pub fn keys(&self) -> Vec<String> {
-        let all = || self.snapshot.groups.iter().map(|reading| &*reading.group);
-        self.snapshot.groups.iter().map(|reading| key(&reading.group, all())).collect()
+        let groups = || self.snapshot.groups.iter().map(|reading| &*reading.group);
+        let mut twins: HashMap<&[PortRange], (Transport, bool)> = HashMap::new();
+        for group in groups() {
+            let (transport, twin) =
+                twins.entry(group.ranges()).or_insert((group.transport(), false));
+            *twin |= *transport != group.transport();
+        }
+        groups()
+            .map(|group| {
+                let twin = twins.get(group.ranges()).is_some_and(|(_, twin)| *twin);
+                let ports = group.ports_text();
+                if twin { format!("{ports}{}", group.transport().suffix()) } else { ports }
+            })
+            .collect()
     }
 }
 

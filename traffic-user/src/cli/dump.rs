@@ -1,8 +1,12 @@
 //! `traffic dump`: the counters as they stand, once, read from their pins without any daemon.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Common, host, print};
 use crate::{
@@ -19,7 +23,10 @@ pub(super) fn run(common: &Common) -> Result<ExitCode> {
         );
     };
     if common.json {
-        print(&format!("{}\n", json::dump(&report, None)?))?;
+        let mut stdout = io::BufWriter::new(io::stdout().lock());
+        json::dump(&mut stdout, &report, None)
+            .and_then(|()| stdout.flush())
+            .context("cannot write to stdout")?;
     } else {
         print(&table::dump(&report))?;
     }

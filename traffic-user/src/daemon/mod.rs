@@ -360,9 +360,9 @@ impl Counting {
         let snapshot = self.last.clone().context("nothing was read yet")?;
         let report = report(&self.host, meter, snapshot);
         let merged = proxy.map(|proxy| proxy.document(&self.host, &report.snapshot));
-        let mut stdout = io::stdout().lock();
+        let mut stdout = io::BufWriter::new(io::stdout().lock());
         match self.output {
-            Output::Json => writeln!(stdout, "{}", json::dump(&report, merged.as_ref())?)?,
+            Output::Json => json::dump(&mut stdout, &report, merged.as_ref())?,
             Output::Table => {
                 let shown = self.shown.as_ref();
                 let deltas =

@@ -66,7 +66,10 @@ impl ProxyPlace {
         if !named && !config.good().is_some_and(is_in_use) {
             let paths = config.paths().iter().map(|path| path.display().to_string());
             let paths = paths.collect::<Vec<_>>().join(", ");
-            tracing::info!(paths, "nothing listens on its ports: name it with --proxy-config to use it");
+            tracing::info!(
+                paths,
+                "nothing listens on its ports: name it with --proxy-config to use it"
+            );
             return Ok(None);
         }
         Ok(Some(config))

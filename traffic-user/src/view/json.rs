@@ -2,6 +2,8 @@
 //!
 //! Bytes and packets are integers, times RFC 3339 in UTC; what is not known is `null`, never 0.
 
+use std::io;
+
 use jiff::Timestamp;
 use serde::{
     Serialize, Serializer,
@@ -83,13 +85,17 @@ struct DumpJson<'a> {
     stats: Option<&'a stats::Document>,
 }
 
-/// `dump`, and each line of `run --output json`, without a line break at the end. With a proxy, the
-/// merged report stands beside the kernel's numbers.
+/// `dump`, and each line of `run --output json`, with its line break. With a proxy, the merged report
+/// stands beside the kernel's numbers.
 ///
 /// # Errors
 ///
-/// None in practice: every value can be written.
-pub fn dump(report: &Dump, merged: Option<&stats::Document>) -> serde_json::Result<String> {
+/// Those of the writer.
+pub fn dump(
+    mut writer: impl io::Write,
+    report: &Dump,
+    merged: Option<&stats::Document>,
+) -> io::Result<()> {
     let snapshot = &report.snapshot;
     let ports = report
         .keys()
@@ -113,7 +119,7 @@ pub fn dump(report: &Dump, merged: Option<&stats::Document>) -> serde_json::Resu
             (name.as_str(), DeviceJson { link_header: *link_header, hook })
         })
         .collect();
-    serde_json::to_string(&DumpJson {
+    let document = DumpJson {
         jsonversion: JSON_VERSION,
         taken_at: time(snapshot.window.end),
         host: &report.host,
@@ -131,7 +137,9 @@ pub fn dump(report: &Dump, merged: Option<&stats::Document>) -> serde_json::Resu
             report.passed_over.iter().map(|(hook, why)| (*hook, why.as_str())).collect(),
         ),
         stats: merged,
-    })
+    };
+    serde_json::to_writer(&mut writer, &document)?;
+    writer.write_all(b"\n")
 }
 
 fn lanes(lanes: &Lanes) -> Ordered<&'static str, TrafficJson> {

@@ -32,9 +32,11 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
         .keys()
         .into_iter()
         .zip(&snapshot.groups)
-        .map(|(key, reading)| {
+        .enumerate()
+        .map(|(n, (key, reading))| {
             let delta = deltas.and_then(|deltas| {
-                let delta = deltas.groups.iter().find(|delta| delta.group == reading.group)?;
+                // Deltas keep the order of the snapshot that they end with.
+                let delta = deltas.groups.get(n).filter(|delta| delta.group == reading.group)?;
                 rate(deltas, delta.lanes.total())
             });
             Line {

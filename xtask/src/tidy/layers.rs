@@ -62,6 +62,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "daemon",
         ],
     ),
+    ("stats_factory", &["accounting", "proxy_config", "meter", "daemon"]),
     ("main", &["cli", "meter"]),
     (
         "lib",
@@ -77,6 +78,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "view",
             "daemon",
             "cli",
+            "stats_factory",
         ],
     ),
 ];

@@ -373,6 +373,7 @@ fn totals_of_different_epochs_are_estimated_and_not_compared() {
     };
     let poll = |uptime| ProxySnapshot {
         product: None,
+        connection: 0,
         uptime,
         window: Window { begin: 0, end: 2000 * 1_000_000_000 },
         boot: Window::default(),

@@ -1,4 +1,5 @@
-//! Whether two polls saw one life of the proxy: its age against the time between them.
+//! Whether two polls saw one life of the proxy: over one connection they did, else its age against the time
+//! between them tells.
 
 use super::{
     super::{
@@ -15,6 +16,7 @@ const DRIFT: i128 = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Poll {
     pub(super) product: Option<Product>,
+    pub(super) connection: u64,
     pub(super) uptime: Option<u32>,
     pub(super) window: Window,
     pub(super) boot: Window,
@@ -35,6 +37,11 @@ pub(super) enum Life {
 
 /// Compares the age of the proxy with the time since the last poll.
 pub(super) fn life(last: &Poll, next: &ProxySnapshot) -> Life {
+    // Something in between may hold a connection for a proxy that begins again; its age tells that.
+    let younger = next.uptime < last.uptime;
+    if next.connection != 0 && next.connection == last.connection && !younger {
+        return Life::Same;
+    }
     let Some(uptime) = next.uptime else { return Life::Unclear };
     // Times are windows, and the uptime lacks its fraction of a second.
     let least = next.boot.begin.saturating_sub(last.boot.end);

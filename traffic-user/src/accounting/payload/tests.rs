@@ -21,6 +21,7 @@ pub(super) fn poll(at: i128, started: Option<i128>, counters: &[(&str, i64)]) ->
     let unix = |time: i128| time + BOOT * SECOND;
     ProxySnapshot {
         product: Some(Product::Xray),
+        connection: 0,
         uptime,
         window: Window { begin: unix(boot.begin), end: unix(boot.end) },
         boot,
@@ -263,4 +264,30 @@ fn a_slow_poll_is_no_restart() {
     let deltas =
         last(First::Baseline, &[poll(1000, Some(1000 - 86_400), &[("user>>>a up", 50)]), slow]);
     assert_eq!((deltas.seam, charged(&deltas)), (PayloadSeam::Same, vec![("a", 10, 0)]));
+}
+
+#[test]
+fn one_connection_is_one_life_where_age_does_not_tell() {
+    let over = |connection, counters: &[(&str, i64)]| {
+        let mut poll = poll(1000, Some(1000), counters);
+        poll.connection = connection;
+        poll
+    };
+    let deltas =
+        last(First::Charge, &[over(1, &[("user>>>a up", 5)]), over(1, &[("user>>>a up", 7)])]);
+    assert_eq!((deltas.seam, charged(&deltas)), (PayloadSeam::Same, vec![("a", 2, 0)]));
+    // Over another one it may be another proxy.
+    let deltas =
+        last(First::Charge, &[over(1, &[("user>>>a up", 5)]), over(2, &[("user>>>a up", 7)])]);
+    assert_eq!((deltas.seam, charged(&deltas)), (PayloadSeam::Unclear, vec![("a", 2, 0)]));
+    // When nothing is left of what was counted, all that comes is new, though it may be more.
+    let deltas = last(
+        First::Charge,
+        &[
+            over(1, &[("user>>>a up", 5)]),
+            over(2, &[("inbound>>>in up", 0)]),
+            over(2, &[("user>>>a up", 7)]),
+        ],
+    );
+    assert_eq!((deltas.seam, charged(&deltas)), (PayloadSeam::Same, vec![("a", 7, 0)]));
 }

@@ -40,14 +40,32 @@ impl Mapping {
     }
 }
 
-/// Adds the words from `from` on to `sums`.
-pub(super) fn add(words: &[AtomicU64], from: usize, sums: &mut [u64]) {
-    let Some(words) = words.get(from..from + sums.len()) else {
-        return;
-    };
-    for (sum, word) in sums.iter_mut().zip(words) {
-        *sum = sum.wrapping_add(word.load(Relaxed));
+/// Sums of `count` words from each of these places on. `None` when a place is outside.
+///
+/// The first two are added in one pass: with two processors that is all there is to do.
+pub(super) fn sum(
+    words: &[AtomicU64],
+    places: impl Iterator<Item = usize>,
+    count: usize,
+    sums: &mut Vec<u64>,
+) -> Option<()> {
+    let load = |word: &AtomicU64| word.load(Relaxed);
+    let mut stripes = places.map(|from| words.get(from..from + count));
+    sums.clear();
+    match (stripes.next(), stripes.next()) {
+        (None, _) => sums.resize(count, 0),
+        (Some(first), None) => sums.extend(first?.iter().map(load)),
+        (Some(first), Some(second)) => {
+            let both = first?.iter().zip(second?);
+            sums.extend(both.map(|(first, second)| load(first).wrapping_add(load(second))));
+        }
     }
+    for stripe in stripes {
+        for (sum, word) in sums.iter_mut().zip(stripe?) {
+            *sum = sum.wrapping_add(load(word));
+        }
+    }
+    Some(())
 }
 
 impl Drop for Mapping {

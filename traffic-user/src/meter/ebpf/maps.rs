@@ -278,19 +278,22 @@ impl Maps {
     /// [`sums`](Self::sums) into a buffer that is used again.
     pub(super) fn sum_into(&self, sums: &mut Vec<u64>) -> Result<(), MeterError> {
         let Meta { slots, slots_used, carry, .. } = self.meta;
-        sums.clear();
-        sums.resize(slots_used as usize * SLOT_WORDS, 0);
+        let count = slots_used as usize * SLOT_WORDS;
         // The last stripe is all zero unless something was carried over.
         let stripes = match carry {
             carry::DONE => self.meta.stripes,
             _ => self.meta.stripes.saturating_sub(1),
         };
-        for stripe in 0..stripes {
-            let first = counter_index(stripe, slots, 0, 0);
-            if let Some(mapping) = &self.counters.mapped {
-                mapping::add(mapping.words(), first as usize * WORDS, sums);
-                continue;
-            }
+        let firsts = (0..stripes).map(|stripe| counter_index(stripe, slots, 0, 0));
+        if let Some(mapping) = &self.counters.mapped {
+            let places = firsts.map(|first| first as usize * WORDS);
+            return mapping::sum(mapping.words(), places, count, sums).ok_or_else(|| {
+                write_error(maps::COUNTERS, "it is smaller than its description says")
+            });
+        }
+        sums.clear();
+        sums.resize(count, 0);
+        for first in firsts {
             for (index, words) in (first..).zip(sums.chunks_exact_mut(WORDS)) {
                 let value = self.counters.map.get(&index, 0).map_err(|error| MeterError::Map {
                     doing: "read",

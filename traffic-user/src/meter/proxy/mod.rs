@@ -59,6 +59,8 @@ pub struct ProxyMeter {
     deadline: Duration,
     limit: usize,
     connection: Option<Connection>,
+    /// How many connections were made.
+    connections: u64,
     /// Who answered last; survives the connection.
     identity: Option<Identity>,
     /// What the proxy said last over this connection.
@@ -87,6 +89,7 @@ impl ProxyMeter {
             deadline: DEADLINE,
             limit: LARGEST,
             connection: None,
+            connections: 0,
             identity: None,
             uptime: None,
             health: None,
@@ -149,6 +152,7 @@ impl ProxyMeter {
             Some(connection) => connection,
             none => {
                 self.uptime = None;
+                self.connections += 1;
                 none.insert(Connection::open(&self.address, self.limit).await?)
             }
         };
@@ -165,6 +169,7 @@ impl ProxyMeter {
         self.identity = Some(identity);
         Ok(ProxySnapshot {
             product: identity.product,
+            connection: self.connections,
             uptime,
             window: Window { begin: begin.unix, end: end.unix },
             boot: Window { begin: begin.boot, end: end.boot },

@@ -1,0 +1,217 @@
+//! The operations of the tool that this replaces, under the names that its users know.
+//!
+//! Thin names over the same functions that the verbs use. Bytes are payload as the proxy counts it, since
+//! each counter began: the proxy's start, or the last reset.
+
+use std::{fmt, io, path::PathBuf};
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    accounting::{
+        ident::{Group, shown},
+        proxy::{CounterName, Payload, Subject, Way},
+    },
+    daemon::zero,
+    meter::proxy::{Address, ProxyError, ProxyMeter},
+    proxy_config::{self, ProxyConfigError},
+};
+
+/// Why an operation could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum StatsError {
+    /// The proxy's API did not say or do it.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// The proxy's config cannot be used.
+    #[error(transparent)]
+    Config(#[from] ProxyConfigError),
+    /// No thread of execution could be made for asking.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    /// The proxy has no counter of him or it: nothing was moved yet, or it does not count.
+    #[error(
+        "the proxy has no counter of {subject}\n  remedy: traffic makes one; `traffic doctor` shows whether the proxy counts"
+    )]
+    NoCounter {
+        /// Whose, safe to print.
+        subject: String,
+    },
+}
+
+/// Asks a proxy's StatsService.
+///
+/// ```no_run
+/// use traffic_user::{ExportFormat, StatsFactory, bytes_2_human_readable};
+///
+/// let mut factory = StatsFactory::new("127.0.0.1:10085")?;
+/// let stats = factory.get_stats("alice@example.com")?;
+/// println!("{}", bytes_2_human_readable(stats.total().try_into()?, 2)?);
+/// println!("{}", stats.export_stats(ExportFormat::Json));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct StatsFactory {
+    meter: ProxyMeter,
+    runtime: Runtime,
+}
+
+/// How [`Stats::export_stats`] writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// One object.
+    Json,
+    /// A line of names and one of values.
+    Csv,
+    /// One value a line.
+    Txt,
+}
+
+/// What the proxy counted for one user or inbound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+    address: Address,
+    subject: Subject,
+    payload: Payload,
+}
+
+impl StatsFactory {
+    /// `address` is `HOST:PORT`. Connects when it is first asked.
+    ///
+    /// # Errors
+    ///
+    /// [`ProxyError::Address`] when it is no address.
+    pub fn new(address: &str) -> Result<Self, StatsError> {
+        let runtime =
+            Builder::new_current_thread().enable_all().build().map_err(StatsError::Runtime)?;
+        Ok(Self { meter: ProxyMeter::new(address.parse()?), runtime })
+    }
+
+    /// Payload of a user, by email; of socks and http users by name. Resets nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`StatsError::NoCounter`] when the proxy has none, and whatever the API says.
+    pub fn get_stats(&mut self, email: &str) -> Result<Stats, StatsError> {
+        self.get(Subject::User(email.into()))
+    }
+
+    /// What an inbound moved, by tag: with V2Ray the encrypted stream. Resets nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_stats`](Self::get_stats).
+    pub fn get_inbound_stats(&mut self, tag: &str) -> Result<Stats, StatsError> {
+        self.get(Subject::Inbound(tag.into()))
+    }
+
+    fn get(&mut self, subject: Subject) -> Result<Stats, StatsError> {
+        let poll = self.runtime.block_on(self.meter.poll())?;
+        let mut payload = None;
+        for (name, value) in poll.counters.iter().filter(|(name, _)| name.subject == subject) {
+            let sum: &mut Payload = payload.get_or_insert_default();
+            *sum.way_mut(name.way) = u64::try_from(*value).unwrap_or(0);
+        }
+        let address = self.meter.address().clone();
+        match payload {
+            Some(payload) => Ok(Stats { address, subject, payload }),
+            None => Err(StatsError::NoCounter { subject: Who(&subject).to_string() }),
+        }
+    }
+}
+
+impl Stats {
+    /// What the user sent, payload bytes.
+    pub const fn uplink(&self) -> u64 {
+        self.payload.uplink
+    }
+
+    /// What the user got, payload bytes.
+    pub const fn downlink(&self) -> u64 {
+        self.payload.downlink
+    }
+
+    /// Both, payload bytes.
+    pub const fn total(&self) -> u64 {
+        self.payload.total()
+    }
+
+    /// Sets both counters to zero at the proxy, and gives what they were at that moment, so that nothing
+    /// moved in between is lost.
+    ///
+    /// A daemon of ours that runs takes it for another reader's reset; `traffic reset` tells it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the API says; whether they were reset is not known when its answer did not come.
+    pub fn reset_stats(&mut self) -> Result<Payload, StatsError> {
+        let names = Way::ALL.map(|way| CounterName { subject: self.subject.clone(), way });
+        let runtime =
+            Builder::new_current_thread().enable_all().build().map_err(StatsError::Runtime)?;
+        let values = runtime.block_on(zero(self.address.clone(), Some(names.to_vec())))?;
+        let mut before = Payload::default();
+        for (name, value) in values {
+            *before.way_mut(name.way) = u64::try_from(value).unwrap_or(0);
+        }
+        self.payload = Payload::default();
+        Ok(before)
+    }
+
+    /// The numbers as a text in a format.
+    pub fn export_stats(&self, format: ExportFormat) -> String {
+        let Payload { uplink, downlink } = self.payload;
+        let total = self.total();
+        let (kind, name) = kind_and_name(&self.subject);
+        match format {
+            ExportFormat::Json => serde_json::json!({
+                kind: name, "uplink": uplink, "downlink": downlink, "total": total,
+            })
+            .to_string(),
+            ExportFormat::Csv => {
+                let field = format!("\"{}\"", name.replace('"', "\"\""));
+                format!("{kind},uplink,downlink,total\n{field},{uplink},{downlink},{total}\n")
+            }
+            ExportFormat::Txt => format!(
+                "{}\nuplink: {uplink}\ndownlink: {downlink}\ntotal: {total}\n",
+                Who(&self.subject)
+            ),
+        }
+    }
+}
+
+fn kind_and_name(subject: &Subject) -> (&'static str, &str) {
+    match subject {
+        Subject::User(name) => ("email", name),
+        Subject::Inbound(name) => ("tag", name),
+        Subject::Outbound(name) => ("outbound", name),
+    }
+}
+
+/// A subject for people.
+struct Who<'a>(&'a Subject);
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Subject::User(name) => write!(f, "user {}", shown(name)),
+            Subject::Inbound(name) => write!(f, "inbound {}", shown(name)),
+            Subject::Outbound(name) => write!(f, "outbound {}", shown(name)),
+        }
+    }
+}
+
+/// The ports of every inbound of a proxy's config, in its order: what the proxy's users connect to.
+///
+/// Without paths the usual places are looked through; no config there gives no ports.
+///
+/// # Errors
+///
+/// When the config cannot be used: where and why.
+pub fn all_port(config: &[PathBuf]) -> Result<Vec<Group>, StatsError> {
+    let found = if config.is_empty() { proxy_config::find() } else { Some(config.to_vec()) };
+    let Some(files) = found else {
+        return Ok(Vec::new());
+    };
+    let config = proxy_config::load(&files)?;
+    Ok(config.inbounds.into_iter().map(|inbound| inbound.group).collect())
+}
