@@ -12,9 +12,11 @@ pub mod machine;
 pub mod packets;
 mod path;
 mod programs;
+mod proxy;
 mod reading;
 pub mod report;
 pub mod rules;
+mod running;
 mod start;
 pub mod stats;
 mod stream;
@@ -68,10 +70,13 @@ pub enum Part {
     /// Start and memory
     #[value(name = "d")]
     Start,
+    /// Many users of a proxy
+    #[value(name = "e")]
+    Proxy,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Programs, Self::Path, Self::Reading, Self::Start];
+    const ALL: [Self; 5] = [Self::Programs, Self::Path, Self::Reading, Self::Start, Self::Proxy];
 
     fn measure(self, plan: &Plan) -> Result<Vec<Section>> {
         Ok(match self {
@@ -79,6 +84,7 @@ impl Part {
             Self::Path => vec![path::measure(plan)?, stream::measure(plan)?],
             Self::Reading => vec![reading::measure(plan)?],
             Self::Start => vec![start::measure(plan)?],
+            Self::Proxy => proxy::measure(plan)?,
         })
     }
 }
@@ -101,6 +107,16 @@ struct Plan {
     reading_time: Duration,
     listing_rounds: u32,
     start_rounds: u32,
+    poll_rounds: u32,
+    /// Ticks of a `traffic run` with all users.
+    daemon_ticks: u32,
+    /// Of processes that are started one after the other.
+    asking_rounds: u32,
+    /// Users whom each of these rounds asks about.
+    asked_users: u16,
+    spacing_rounds: u32,
+    /// Ticks of one `traffic run` in one round.
+    spacing_ticks: u32,
 }
 
 impl Plan {
@@ -117,6 +133,12 @@ impl Plan {
         reading_time: Duration::from_millis(20),
         listing_rounds: 7,
         start_rounds: 20,
+        poll_rounds: 21,
+        daemon_ticks: 20,
+        asking_rounds: 7,
+        asked_users: 20,
+        spacing_rounds: 5,
+        spacing_ticks: 22,
     };
 
     const QUICK: Self = Self {
@@ -132,6 +154,12 @@ impl Plan {
         reading_time: Duration::from_millis(2),
         listing_rounds: 1,
         start_rounds: 3,
+        poll_rounds: 3,
+        daemon_ticks: 3,
+        asking_rounds: 1,
+        asked_users: 4,
+        spacing_rounds: 1,
+        spacing_ticks: 6,
     };
 
     fn new(args: &Args) -> Self {
@@ -147,6 +175,9 @@ impl Plan {
             reading_rounds: rounds,
             listing_rounds: plan.listing_rounds.min(rounds),
             start_rounds: rounds,
+            poll_rounds: rounds,
+            asking_rounds: plan.asking_rounds.min(rounds),
+            spacing_rounds: plan.spacing_rounds.min(rounds),
             ..plan
         }
     }

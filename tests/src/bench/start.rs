@@ -2,24 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, BufRead as _, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use serde_json::{Value, json};
+use anyhow::{Result, ensure};
+use serde_json::json;
 
 use super::{
     Plan,
     lab::{DEVICE, Lab},
     report::{Section, Table, Target},
+    running::{Memory, Running, binary, mib},
     stats::{Estimate, Rounds, number},
 };
 
@@ -46,153 +40,34 @@ pub(super) fn measure(plan: &Plan) -> Result<Section> {
             }
         }
         for groups in GROUPS {
-            memory.insert(groups, Memory::of_run(&binary, groups)?);
+            let ports = ports(groups);
+            let arguments = ["--ports", &ports, "--interval", "50ms"];
+            let mut running = Running::start(&binary, &arguments)?;
+            for _ in 0..TICKS {
+                running.document()?;
+            }
+            memory.insert(groups, running.memory()?);
         }
         anyhow::Ok(())
     })?;
     Ok(report(&rounds, &memory))
 }
 
-/// `traffic`, as `cargo xtask bench` says or as cargo put it beside this program.
-fn binary() -> Result<PathBuf> {
-    let path = match std::env::var_os("TRAFFIC_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => std::env::current_exe()?.with_file_name("traffic"),
-    };
-    ensure!(path.is_file(), "no program {}: build it with `cargo xtask build`", path.display());
-    Ok(path)
-}
-
-/// A `traffic run` that is ended when this value goes.
-struct Running {
-    child: Child,
-    lines: BufReader<std::process::ChildStdout>,
-}
-
-impl Running {
-    /// Starts it in this thread's network namespace, where one device has a default route.
-    fn start(binary: &Path, groups: u16, more: &[&str]) -> Result<Self> {
-        let ports: Vec<String> = (1..=groups).map(|port| port.to_string()).collect();
-        let mut child = Command::new(binary)
-            .args(["run", "--output", "json", "--no-ledger", "--ports"])
-            .arg(ports.join(","))
-            .args(more)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .with_context(|| format!("start {}", binary.display()))?;
-        let stdout = child.stdout.take().context("a pipe was asked for")?;
-        Ok(Self { child, lines: BufReader::new(stdout) })
-    }
-
-    fn document(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        self.lines.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| format!("understand what it wrote: {line}"))
-    }
-
-    fn pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Ok(pid) = self.pid() {
-            // It may have ended by itself.
-            let _ = kill(pid, Signal::SIGTERM);
-        }
-        // What it still writes may be more than a pipe holds, and then it would wait for a reader.
-        let _ = io::copy(&mut self.lines, &mut io::sink());
-        if let Err(error) = self.child.wait() {
-            eprintln!("left behind: a running traffic: {error}");
-        }
-    }
+/// So many ports, as a list.
+fn ports(groups: u16) -> String {
+    (1..=groups).map(|port| port.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// From exec to its first document.
 fn first_count(binary: &Path, groups: u16) -> Result<Duration> {
+    let ports = ports(groups);
     let begin = Instant::now();
-    let mut running = Running::start(binary, groups, &["--count", "1"])?;
+    let mut running = Running::start(binary, &["--ports", &ports, "--count", "1"])?;
     let document = running.document()?;
     let time = begin.elapsed();
     let devices = document["devices"].as_object().map_or(0, serde_json::Map::len);
     ensure!(devices == 1, "it counts on {devices} devices: {document}");
     Ok(time)
-}
-
-/// KiB of a running process.
-#[derive(Clone, Debug)]
-struct Memory {
-    resident: u64,
-    most: u64,
-    /// By name, as the kernel charges them.
-    maps: BTreeMap<String, u64>,
-}
-
-impl Memory {
-    fn of_run(binary: &Path, groups: u16) -> Result<Self> {
-        let mut running = Running::start(binary, groups, &["--interval", "50ms"])?;
-        for _ in 0..TICKS {
-            running.document()?;
-        }
-        let process = PathBuf::from("/proc").join(running.pid()?.to_string());
-        let status = fs::read_to_string(process.join("status"))?;
-        let of = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.and_then(|line| line.trim().strip_suffix(" kB"));
-            value
-                .and_then(|value| value.trim().parse().ok())
-                .with_context(|| format!("{name} of the process"))
-        };
-        Ok(Self {
-            resident: of("VmRSS:")?,
-            most: of("VmHWM:")?,
-            maps: maps(&process.join("fdinfo"))?,
-        })
-    }
-
-    fn map_total(&self) -> u64 {
-        self.maps.values().sum()
-    }
-}
-
-/// The BPF maps that a process has open: their size, by their kind and dimensions.
-fn maps(fdinfo: &Path) -> Result<BTreeMap<String, u64>> {
-    let mut by_id = BTreeMap::new();
-    for entry in fs::read_dir(fdinfo)? {
-        // One that is closed meanwhile does not count.
-        let Ok(text) = fs::read_to_string(entry?.path()) else {
-            continue;
-        };
-        let fields: BTreeMap<&str, &str> = text
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .map(|(name, value)| (name.trim(), value.trim()))
-            .collect();
-        if let (Some(id), Some(bytes)) = (fields.get("map_id"), fields.get("memlock")) {
-            let field = |name: &str| fields.get(name).copied().unwrap_or("?");
-            let name = format!(
-                "type {}, {} x {} bytes",
-                field("map_type"),
-                field("max_entries"),
-                field("value_size")
-            );
-            by_id.insert((*id).to_owned(), (name, bytes.parse::<u64>()? / 1024));
-        }
-    }
-    ensure!(!by_id.is_empty(), "no BPF map is open");
-    let mut maps = BTreeMap::new();
-    for (name, kib) in by_id.into_values() {
-        *maps.entry(name).or_insert(0) += kib;
-    }
-    Ok(maps)
-}
-
-fn mib(kib: u64) -> String {
-    let kib = u32::try_from(kib).unwrap_or(u32::MAX);
-    format!("{:.1}", f64::from(kib) / 1024.0)
 }
 
 fn report(rounds: &Rounds<u16>, memory: &BTreeMap<u16, Memory>) -> Section {
