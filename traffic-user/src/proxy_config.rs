@@ -30,7 +30,7 @@ mod text;
 
 pub use advice::{Advice, advice};
 pub use error::{Mistake, Place, ProxyConfigError};
-pub use files::{SIZE_LIMIT, Stamp, Watched, find, load, usual_places};
+pub use files::{SIZE_LIMIT, Stamp, Watched, find, find_all, load, usual_places};
 pub use read::{Source, parse};
 
 /// What a proxy's configuration says, as far as traffic is concerned.

@@ -12,7 +12,6 @@ use crate::{
         ident::{Group, shown},
         proxy::{CounterName, Payload, Subject, Way},
     },
-    daemon::zero,
     meter::proxy::{Address, ProxyError, ProxyMeter},
     proxy_config::{self, ProxyConfigError},
 };
@@ -148,10 +147,14 @@ impl Stats {
         let names = Way::ALL.map(|way| CounterName { subject: self.subject.clone(), way });
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(StatsError::Runtime)?;
-        let values = runtime.block_on(zero(self.address.clone(), Some(names.to_vec())))?;
+        let mut meter = ProxyMeter::new(self.address.clone());
+        let resets = runtime.block_on(meter.reset(&names));
         let mut before = Payload::default();
-        for (name, value) in values {
+        for (name, value) in resets.done {
             *before.way_mut(name.way) = u64::try_from(value).unwrap_or(0);
+        }
+        if let Some(error) = resets.failed {
+            return Err(error.into());
         }
         self.payload = Payload::default();
         Ok(before)

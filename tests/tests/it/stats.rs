@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
 };
 
@@ -76,19 +77,25 @@ fn user_of<'a>(stats: &'a Value, email: &str) -> &'a Value {
     users.and_then(|users| users.iter().find(|user| user["email"] == email)).unwrap_or(&Value::Null)
 }
 
-/// Asserts the law of the shares, and that the report has the kernel's numbers of the same document.
+/// Asserts that the report's kernel bytes are these, and that they are shared out.
 #[track_caller]
-fn adds_up(document: &Document, key: &str) {
+fn adds_up_to(document: &Document, wanted: Traffic) {
     let group = &document.0["stats"]["groups"][0];
     let kernel = &group["kernel"];
     let field = |name: &str| kernel[name].as_u64().unwrap_or_else(|| panic!("{name}: {group}"));
     let shown = Traffic::input(field("input_bytes"), field("input_packets"))
         + Traffic::output(field("output_bytes"), field("output_packets"));
-    assert_eq!(shown, document.group(key), "{group}");
+    assert_eq!(shown, wanted, "{group}");
     let users = group["users"].as_array().expect("users");
     let shares: u64 = users.iter().filter_map(|user| user["wire_share"].as_u64()).sum();
     let unattributed = group["unattributed_bytes"].as_u64().expect("what nobody is charged");
     assert_eq!(shares + unattributed, shown.input_bytes + shown.output_bytes, "{group}");
+}
+
+/// Asserts the law of the shares, and that the report has the kernel's numbers of the same document.
+#[track_caller]
+fn adds_up(document: &Document, key: &str) {
+    adds_up_to(document, document.group(key));
 }
 
 #[test]
@@ -253,6 +260,21 @@ fn a_reset_is_zero_at_the_proxy_and_in_the_report_and_nobody_elses() {
     // Our own reset is no foreign one.
     assert!(!events.iter().any(|event| event["kind"] == "counters-reset"), "{events:?}");
 
+    let epoch = |document: &Document| document.0["stats"]["epoch"].clone();
+    let before = epoch(&document);
+    let nobody = merged
+        .site
+        .run(&merged.proxy.road.server.ns, &["reset", "--user", "nobody@example.com", "--yes"]);
+    assert_eq!(nobody.code, Some(2), "{nobody:?}");
+    assert!(nobody.stderr.contains("no such counter"), "{nobody:?}");
+
+    // The group and both of its users, while nothing of the kernel's is lost.
+    let port = merged.proxy.port.to_string();
+    merged.ask(&["reset", "--port", &port, "--yes"]);
+    let document = merged.wait_for(zero, zero);
+    adds_up_to(&document, Traffic::default());
+    assert_ne!(epoch(&document), before);
+
     merged.ask(&["reset", "--all", "--yes"]);
     let document = merged.daemon.wait_for("all to begin anew", |document| {
         let total = &document.0["stats"]["system_total"]["total"];
@@ -263,6 +285,44 @@ fn a_reset_is_zero_at_the_proxy_and_in_the_report_and_nobody_elses() {
     // The kernel's own totals are never set back.
     let kernel = document.group(&merged.proxy.port.to_string());
     assert!(kernel.output_bytes > alice.downlink + bob.downlink);
+}
+
+#[test]
+fn a_reset_without_a_daemon_is_the_proxys_alone_and_the_socket_is_not_for_everybody() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let host = Host::new();
+    let fake = StatsServer::inside(&host.ns, Fake::V2ray4, API);
+    fake.user(ALICE, 10, 20);
+    fake.user(BOB, 30, 40);
+    let api = API.to_string();
+    let said = host.site.run(&host.ns, &["reset", "--user", ALICE, "--yes", "--api", &api]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stdout.contains("2 counters of the proxy were set to zero"), "{said:?}");
+    let value = |user: &str| fake.value(&format!("user>>>{user}>>>traffic>>>downlink"));
+    assert_eq!((value(ALICE), value(BOB)), (Some(0), Some(40)));
+
+    host.write(&config(443));
+    let daemon = host.start();
+    let socket = host.site.state.join("control.sock");
+    let mode = fs::metadata(&socket).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    daemon.stop();
+    assert!(!socket.exists());
+
+    // Neither can stand for the other.
+    let config = host.config.display().to_string();
+    let args = ["run", "--no-ledger", "--ports", "443/tcp", "--proxy-config", &config];
+    host.write(&config_of_both(443));
+    let torn = host.site.run(&host.ns, &args);
+    assert_eq!(torn.code, Some(2), "{torn:?}");
+    assert!(torn.stderr.contains("names a part of the ports 443"), "{torn:?}");
+}
+
+/// A config with one inbound over TCP and UDP.
+fn config_of_both(port: u16) -> String {
+    json!({"inbounds": [{"tag": TAG, "port": port, "protocol": "shadowsocks",
+        "settings": {"network": "tcp,udp", "method": "aes-128-gcm", "password": "x"}}]})
+    .to_string()
 }
 
 #[test]
@@ -455,4 +515,52 @@ fn a_config_that_cannot_be_used_is_said_with_its_place() {
         assert_eq!(answer.code, Some(2), "{args:?}: {answer:?}");
         assert!(answer.stderr.contains(wanted), "{args:?}: {answer:?}");
     }
+}
+
+/// What a terminal would take for an order, a line's end, and the separator of the proxy's own names.
+const NASTY: [&str; 4] = ["a>>>b@x", "two words", "red \u{1b}[31m\u{9b}2J", "=1+1\nnext"];
+
+#[test]
+fn names_from_the_proxy_are_never_printed_raw_and_strange_values_charge_nothing() {
+    need!(Root, Netns, Tool("ip"));
+    let host = Host::new();
+    let fake = StatsServer::inside(&host.ns, Fake::NewXray, API);
+    for user in NASTY {
+        fake.user(user, 10, 20);
+    }
+    fake.set(b"user>>>\xff\xfe@x>>>traffic>>>uplink".to_vec(), 7);
+    fake.set("user>>>negative@x>>>traffic>>>uplink", -5);
+    fake.set("user>>>large@x>>>traffic>>>uplink", i64::MAX);
+    fake.connect("two words", &[("192.0.2.1", 1_700_000_000), ("2001:db8::1", 1_700_000_000)]);
+    let api = API.to_string();
+    let run = |args: &[&str]| {
+        let mut all = args.to_vec();
+        all.extend(["--api", &api]);
+        let answer = host.site.run(&host.ns, &all);
+        assert_eq!(answer.code, Some(0), "{answer:?}");
+        answer.stdout
+    };
+    for form in [&["stats"][..], &["stats", "--txt"], &["stats", "--csv"], &["stats", "user"]] {
+        let text = run(form);
+        let raw = |c: char| c.is_control() && c != '\n';
+        assert!(!text.contains(raw), "{form:?}: {text:?}");
+        assert!(text.contains("two words"), "{form:?}: {text:?}");
+        // Nobody's name begins a line of its own.
+        assert!(!text.lines().any(|line| line.starts_with("next")), "{form:?}: {text:?}");
+    }
+    let stats: Value = serde_json::from_str(&run(&["stats", "--json"])).expect("JSON");
+    keeps_to("stats", &stats);
+    let user = |email: &str| {
+        let users = stats["unplaced"].as_array().expect("users without a group");
+        users.iter().find(|user| user["email"] == email).cloned().unwrap_or_default()
+    };
+    for email in NASTY {
+        assert_eq!(user(email)["total"], 30, "{email:?}: {stats}");
+    }
+    assert_eq!(user("large@x")["uplink"], i64::MAX);
+    assert_eq!(user("two words")["online"], 2);
+    assert_eq!(user("a>>>b@x")["online"], Value::Null);
+    let kinds = stats["anomalies"].as_array().expect("anomalies");
+    assert!(kinds.iter().any(|anomaly| anomaly["kind"] == "negative"), "{kinds:?}");
+    assert!(fake.questions().iter().all(|question| !question.reset));
 }

@@ -170,7 +170,8 @@ impl fmt::Display for Names<'_> {
     }
 }
 
-fn counter_text(counter: &CounterName) -> String {
+/// The name of a counter, safe to print and not too long.
+pub fn counter_text(counter: &CounterName) -> String {
     // Long enough for most emails with what stands around them.
     counter.to_string().chars().take(100).collect::<String>().escape_debug().to_string()
 }

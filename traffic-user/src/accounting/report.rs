@@ -71,3 +71,36 @@ pub struct PortReport {
     /// Whether it is counted now.
     pub watched: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{
+        super::reading::{Coverage, Epoch, GroupReading, Lanes, Layer, Window},
+        *,
+    };
+
+    #[test]
+    fn a_key_says_its_transport_where_another_group_has_the_same_ports() {
+        let reading = |text: &str| GroupReading {
+            group: Arc::new(text.parse().unwrap()),
+            lanes: Lanes::default(),
+            watched: true,
+        };
+        let groups = ["443/tcp=a", "443/udp=b", "80/tcp", "443+80", "53/udp", "53/udp=again"];
+        let snapshot = Snapshot {
+            meter: "tcx",
+            layer: Layer::L3,
+            epoch: Epoch(1),
+            since: None,
+            window: Window::default(),
+            coverage: Coverage::Complete,
+            groups: groups.into_iter().map(reading).collect(),
+            skipped: None,
+        };
+        let dump =
+            Dump { host: "h".into(), snapshot, devices: Vec::new(), passed_over: Vec::new() };
+        assert_eq!(dump.keys(), ["443/tcp", "443/udp", "80", "80,443", "53", "53"]);
+    }
+}

@@ -21,11 +21,15 @@ pub(super) struct ProxyArgs {
 }
 
 impl ProxyArgs {
+    /// Whether the command line names a proxy.
+    pub(super) const fn is_named(&self) -> bool {
+        !self.proxy_config.is_empty() || self.api.is_some()
+    }
+
     /// The command line, else our configuration. `None` when no proxy is wanted.
     pub(super) fn place(&self, common: &Common) -> Result<Option<ProxyPlace>> {
         let config = &common.config;
-        let named = !self.proxy_config.is_empty() || self.api.is_some();
-        if self.no_proxy || (config.proxy == Some(false) && !named) {
+        if self.no_proxy || (config.proxy == Some(false) && !self.is_named()) {
             return Ok(None);
         }
         let files = if self.proxy_config.is_empty() {

@@ -47,7 +47,10 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         print("nothing was reset\n")?;
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(said) = ask(&common.state, &Question::Reset(whose.clone()))? {
+    // A proxy that was named may be another than the daemon's.
+    if !args.proxy.is_named()
+        && let Some(said) = ask(&common.state, &Question::Reset(whose.clone()))?
+    {
         print(&format!("{subject}: {said}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -62,15 +65,8 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     };
     let typed = common.config.ports.clone().unwrap_or_default();
     let inbounds = good.map(|good| joined(&good.inbounds, &typed)).unwrap_or_default();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let values = runtime.block_on(zero(address, names(&inbounds, &whose)))?;
-    print(&format!(
-        "{subject}: {} counters of the proxy were set to zero (no daemon runs)\n",
-        values.len()
-    ))?;
+    let said = zero(address, names(&inbounds, &whose)).said()?;
+    print(&format!("{subject}: {said} (no daemon was asked)\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -111,7 +111,10 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let state_lock = if args.no_ledger { None } else { Some(state(common)?) };
     let _lock = Lock::of_this_netns()?;
     let started = unix_time();
-    let mut proxy = match args.proxy.place(common)? {
+    let place = args.proxy.place(common)?;
+    // One that was named is there now or never; with ports that were typed, they are what is wanted.
+    let later = place.clone().filter(|place| !place.is_named() && typed.is_none());
+    let mut proxy = match place {
         Some(place) => Proxy::find(place, typed.clone().unwrap_or_default(), interval, started)?,
         None => None,
     };
@@ -143,6 +146,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         host: host(),
         wanted,
         listeners,
+        proxy: later,
         interval,
         output,
         count: args.count,

@@ -12,7 +12,7 @@ use super::{Common, dump, host, print, proxy::ProxyArgs};
 use crate::{
     accounting::{attribute::once, stats::ApiReport},
     config::interval,
-    daemon::{ProxyPlace, Question, api_document, ask, joined, unix_time},
+    daemon::{ProxyPlace, Question, api_document, ask, joined, online, unix_time},
     meter::proxy::{Latest, ProxyMeter},
     view::stats::{self, Beside, Document, Part},
 };
@@ -80,7 +80,10 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
 }
 
 fn gather(common: &Common, args: &Args) -> Result<Document> {
-    if let Some(text) = ask(&common.state, &Question::Stats)? {
+    // A proxy that was named may be another than the daemon's.
+    if !args.proxy.is_named()
+        && let Some(text) = ask(&common.state, &Question::Stats)?
+    {
         return serde_json::from_str(&text).context("the daemon's answer is not understood");
     }
     let Some(place) = args.proxy.place(common)? else {
@@ -123,8 +126,10 @@ fn alone(common: &Common, place: &ProxyPlace) -> Result<Document> {
         &merge.report(unix_time(), report),
         Beside {
             host: &host,
+            epoch: None,
             since: since.map(|since| i128::from(since) * 1_000_000_000),
             meter: snapshot.map(|snapshot| (snapshot.meter, snapshot.layer)),
+            online: online(&latest),
             api: api_document(&latest, watched),
             events: Vec::new(),
         },
@@ -139,10 +144,17 @@ pub(super) fn poll(mut meter: ProxyMeter) -> Result<Latest> {
         .context("cannot start the runtime")?;
     // Why it failed, if it did, is in the meter's health.
     let snapshot = runtime.block_on(meter.poll()).ok();
+    let tells = snapshot.is_some() && meter.identity().is_some_and(|identity| identity.online);
+    let online = match tells {
+        true => runtime.block_on(meter.online_users()).ok().flatten(),
+        false => None,
+    };
+    runtime.shutdown_background();
     Ok(Latest {
         polls: 1,
         health: meter.health().cloned(),
         identity: meter.identity(),
         snapshot: snapshot.map(Into::into),
+        online: online.map(Into::into),
     })
 }

@@ -32,18 +32,20 @@ use crate::{
         devices::{Choice, Events, Facts, Wanted, choose},
         ebpf::{EbpfMeter, Hook},
         listening::listening,
-        proxy::{Address, ProxyError, ProxyMeter, boot_time},
+        proxy::{Address, ProxyMeter, boot_time},
     },
     view::{json, stats, table},
 };
 
 pub(crate) use control::{Question, Whose, ask};
-pub(crate) use proxy::{Proxy, ProxyPlace, api_document, joined, names, watched};
+pub(crate) use proxy::{Proxy, ProxyPlace, api_document, joined, names, online, watched};
 
 use control::{Asked, Control};
 
 /// How often the programs' log is looked at, when packets are logged.
 const LOG_PERIOD: Duration = Duration::from_millis(100);
+/// Time between two looks for a proxy that was not there at the start.
+const LOOK_PERIOD: Duration = Duration::from_secs(10);
 /// Lines that a table takes besides those of groups.
 const TABLE_FRAME: usize = 7;
 
@@ -68,6 +70,8 @@ pub(crate) struct Settings {
     /// Documents to write before ending by itself.
     pub(crate) count: Option<u64>,
     pub(crate) log: bool,
+    /// Where to look for a proxy that is not there yet; `None` where one was named or none is wanted.
+    pub(crate) proxy: Option<ProxyPlace>,
     /// The state folder, in which verbs can ask.
     pub(crate) state: Option<PathBuf>,
     /// When this run began, seconds of Unix time: numbers of an epoch that is older are a baseline.
@@ -117,8 +121,16 @@ pub(crate) async fn run(
         meter.give_up();
         return Err(error);
     }
-    let mut control = settings.state.as_deref().map(Control::listen).transpose()?;
-    let (finished, mut resets) = mpsc::channel(1);
+    let mut control = settings.state.as_deref().and_then(|folder| {
+        Control::listen(folder)
+            .inspect_err(|error| {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "`traffic stats` and `reset` cannot ask this daemon");
+            })
+            .ok()
+    });
+    let mut looked = Instant::now();
+    let (finished, mut resets) = mpsc::channel::<Reset>(1);
     let mut counting = Counting::new(&settings);
 
     let mut ticks = interval_at(Instant::now(), settings.interval);
@@ -145,10 +157,6 @@ pub(crate) async fn run(
                 }
                 continue;
             }
-            Some(asked) = next(&mut control) => {
-                answer(asked, &mut counting, &mut meter, proxy.as_mut(), &finished);
-                continue;
-            }
             Some(reset) = resets.recv() => {
                 reset.settle(&mut counting, &mut meter, proxy.as_mut());
                 continue;
@@ -158,8 +166,16 @@ pub(crate) async fn run(
                 continue;
             }
             _ = ticks.tick() => {}
+            // Last: whoever asks again and again must not keep the rest waiting.
+            Some(asked) = next(&mut control) => {
+                answer(asked, &mut counting, &mut meter, proxy.as_mut(), &finished);
+                continue;
+            }
         }
-        if settings.listeners {
+        if proxy.is_none() {
+            proxy = find_later(&settings, &mut meter, &mut looked)?;
+        }
+        if settings.listeners && proxy.is_none() {
             follow_listeners(&mut meter)?;
         }
         if let Some(groups) = proxy.as_mut().and_then(|proxy| proxy.follow_config(unix_time()))
@@ -175,6 +191,9 @@ pub(crate) async fn run(
         fault::panic_at("tick");
     }
     // What passed since the last tick counts too.
+    if let Some(proxy) = &mut proxy {
+        proxy.last_poll().await;
+    }
     counting.tick(&mut meter, proxy.as_mut())?;
     counting.write(&meter, proxy.as_ref())
 }
@@ -193,12 +212,45 @@ pub(crate) fn unix_time() -> i128 {
     i128::try_from(now).unwrap_or(i128::MAX)
 }
 
+/// A proxy that was started after us: looked for now and then, where none was named.
+fn find_later(
+    settings: &Settings,
+    meter: &mut EbpfMeter,
+    looked: &mut Instant,
+) -> Result<Option<Proxy>> {
+    let Some(place) = settings.proxy.clone().filter(|_| looked.elapsed() >= LOOK_PERIOD) else {
+        return Ok(None);
+    };
+    *looked = Instant::now();
+    let watched: Vec<_> = meter.watched().map(|group| (**group).clone()).collect();
+    let known = Groups::new(watched, usize::MAX)?;
+    let found = match Proxy::find(place, Groups::default(), settings.interval, unix_time()) {
+        Ok(Some(mut found)) => found.watch().map(|()| found),
+        Ok(None) => return Ok(None),
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok(found) => {
+            // What is watched already goes on.
+            let all: Vec<_> = found.groups().iter().cloned().collect();
+            if let Err(error) = meter.watch(&known.extended_by(&all)) {
+                tracing::warn!(%error, "the ports of a proxy that was found are not watched");
+            }
+            tracing::info!("a proxy was found");
+            Ok(Some(found))
+        }
+        Err(error) => {
+            tracing::debug!(error = format!("{error:#}"), "a proxy that was found is not used");
+            Ok(None)
+        }
+    }
+}
+
 /// A reset that the proxy has answered.
 struct Reset {
     asked: Asked,
     whose: Whose,
-    /// What the counters were before.
-    outcome: Result<Vec<(CounterName, i64)>, ProxyError>,
+    outcome: Zeroed,
     /// Boot time after it.
     boot: i128,
 }
@@ -207,11 +259,12 @@ impl Reset {
     /// Begins anew on our side, once the other side has.
     fn settle(self, counting: &mut Counting, meter: &mut EbpfMeter, proxy: Option<&mut Proxy>) {
         let Self { asked, whose, outcome, boot } = self;
-        let settled = outcome.map_err(Into::into).and_then(|values| {
-            let proxy = proxy.context("no proxy is known any more")?;
+        let settled = proxy.context("no proxy is known any more").and_then(|proxy| {
             counting.tick(meter, Some(&mut *proxy))?;
-            proxy.begin_anew(&whose, &values, unix_time(), boot);
-            Ok(format!("{} counters of the proxy were set to zero", values.len()))
+            proxy.counters_were_reset(&outcome.done, boot);
+            let said = outcome.said()?;
+            proxy.begin_anew(&whose, unix_time());
+            Ok(said)
         });
         asked.answer(settled);
     }
@@ -241,39 +294,77 @@ fn answer(
         Question::Reset(whose) => {
             let (address, finished) = (proxy.address(), finished.clone());
             let names = proxy.names(&whose);
-            tokio::spawn(async move {
-                let outcome = match address {
-                    Some(address) => zero(address, names).await,
-                    None => Ok(Vec::new()),
-                };
+            proxy.hold_polls();
+            // On a thread of its own: a proxy that is slow must not delay the kernel's tick.
+            std::thread::spawn(move || {
+                let outcome = address.map_or_else(Zeroed::default, |address| zero(address, names));
                 let reset = Reset { asked, whose, outcome, boot: boot_time() };
                 // It fails when the daemon is ending; whoever asked is told so.
-                let _ended = finished.send(reset).await;
+                let _ended = finished.blocking_send(reset);
             });
         }
     }
 }
 
-/// Sets these counters of a proxy to zero, or all, and gives what they were.
-pub(crate) async fn zero(
-    address: Address,
-    names: Option<Vec<CounterName>>,
-) -> Result<Vec<(CounterName, i64)>, ProxyError> {
-    let mut meter = ProxyMeter::new(address);
-    match names {
-        None => meter.reset_matching("").await,
-        Some(names) => {
-            let resets = meter.reset(&names).await;
-            match resets.failed {
-                Some(error) if resets.done.is_empty() => Err(error),
-                Some(error) => {
-                    tracing::warn!(%error, "some counters were not reset");
-                    Ok(resets.done)
-                }
-                None => Ok(resets.done),
+/// What came of setting counters to zero.
+#[derive(Debug, Default)]
+pub(crate) struct Zeroed {
+    /// Those that are zero now, with what they were.
+    pub(crate) done: Vec<(CounterName, i64)>,
+    /// Names that the proxy has no counter for.
+    absent: usize,
+    /// Why it could not go on.
+    failed: Option<anyhow::Error>,
+}
+
+impl Zeroed {
+    /// For people.
+    ///
+    /// # Errors
+    ///
+    /// When not all was done that was asked for.
+    pub(crate) fn said(self) -> Result<String> {
+        let count = self.done.len();
+        match self.failed {
+            Some(error) if count > 0 => {
+                Err(error.context(format!("only {count} counters of the proxy were set to zero")))
             }
+            Some(error) => Err(error),
+            None if count == 0 && self.absent > 0 => anyhow::bail!(
+                "the proxy has no such counter: nothing was set to zero\n  remedy: `traffic stats user` and `traffic ports` show what there is"
+            ),
+            None => Ok(format!("{count} counters of the proxy were set to zero")),
         }
     }
+}
+
+/// Sets these counters of a proxy to zero, or all.
+pub(crate) fn zero(address: Address, names: Option<Vec<CounterName>>) -> Zeroed {
+    let failed = |error: anyhow::Error| Zeroed { failed: Some(error), ..Zeroed::default() };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(error.into()),
+    };
+    let mut meter = ProxyMeter::new(address);
+    let zeroed = runtime.block_on(async {
+        match names {
+            None => match meter.reset_matching("").await {
+                Ok(done) => Zeroed { done, ..Zeroed::default() },
+                Err(error) => failed(error.into()),
+            },
+            Some(names) => {
+                let resets = meter.reset(&names).await;
+                Zeroed {
+                    done: resets.done,
+                    absent: resets.absent.len(),
+                    failed: resets.failed.map(Into::into),
+                }
+            }
+        }
+    });
+    // Without waiting for a resolver that may still be at work.
+    runtime.shutdown_background();
+    zeroed
 }
 
 /// Counts on the chosen devices. At the start a device that cannot be counted is an error if it

@@ -4,34 +4,39 @@
 //! Nothing here waits for the proxy: what it has not said yet comes with a later tick.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use tokio::time::timeout;
 
 use crate::{
     accounting::{
         attribute::Merge,
         delta::Deltas,
         ident::{Group, Groups},
-        payload::{Polls, first},
-        proxy::{ApiHealth, CounterName, Inbound, Subject, Way},
-        reading::Snapshot,
+        payload::{Gap, Polls, first},
+        proxy::{ApiHealth, ApiState, CounterName, Inbound, Payload, ProxySnapshot, Subject, Way},
+        reading::{Coverage, Snapshot},
         stats::{ApiReport, StatsReport},
     },
     meter::{
         listening::listening,
         proxy::{Address, Latest, ProxyMeter, Watch, boot_time},
     },
-    proxy_config::{ProxyConfig, Watched, find},
+    proxy_config::{ProxyConfig, Watched, find_all},
     view::stats::{ApiDocument, Beside, Document, EventDocument},
 };
 
 use super::control::Whose;
 
+/// Bytes that may lie in the sockets of a proxy, neither counted by it nor passed on.
+const BUFFERS: u64 = 64 << 20;
+/// How long the last report waits for the proxy.
+const LAST_POLL: Duration = Duration::from_millis(500);
 /// Events that are kept to be shown.
 const EVENTS: usize = 100;
 
@@ -50,36 +55,37 @@ impl ProxyPlace {
     /// One that was only found belongs to a proxy that runs if something listens on its ports: packages
     /// install a config for a proxy that nobody starts.
     pub(crate) fn config(&self) -> Result<Option<Watched>> {
-        let named = !self.files.is_empty();
-        let files = if named { Some(self.files.clone()) } else { find() };
-        let Some(files) = files else {
-            return Ok(None);
-        };
-        let mut config = Watched::new(files);
-        if let Some(Err(error)) = config.poll() {
-            if named {
+        if !self.files.is_empty() {
+            let mut config = Watched::new(self.files.clone());
+            if let Some(Err(error)) = config.poll() {
                 let remedy = error.remedy();
                 return Err(anyhow::anyhow!("{}\n  remedy: {remedy}", chain(error)));
             }
-            tracing::warn!(error = chain(error), "the proxy's config is not used");
+            return Ok(Some(config));
         }
-        if !named && !config.good().is_some_and(is_in_use) {
-            let paths = config.paths().iter().map(|path| path.display().to_string());
-            let paths = paths.collect::<Vec<_>>().join(", ");
-            tracing::info!(
-                paths,
-                "nothing listens on its ports: name it with --proxy-config to use it"
-            );
-            return Ok(None);
+        for files in find_all() {
+            let mut config = Watched::new(files);
+            if let Some(Err(error)) = config.poll() {
+                tracing::info!(error = chain(error), "a config that was found is not used");
+            }
+            if config.good().is_some_and(is_in_use) {
+                return Ok(Some(config));
+            }
         }
-        Ok(Some(config))
+        Ok(None)
+    }
+
+    /// Whether a config or an API was named, and not only looked for.
+    pub(crate) fn is_named(&self) -> bool {
+        !self.files.is_empty() || self.api.is_some()
     }
 
     /// Where its API is.
     pub(crate) fn address(&self, config: Option<&ProxyConfig>) -> Option<Address> {
         let of_config = || {
             let address = config?.api.as_ref()?.address.as_ref()?;
-            Some(Address::Tcp { host: address.host.clone(), port: address.port })
+            // What a config says is checked as what is typed.
+            address.to_string().parse().ok()
         };
         self.api.clone().or_else(of_config)
     }
@@ -117,6 +123,12 @@ pub(crate) fn joined(inbounds: &[Inbound], typed: &Groups) -> Vec<Inbound> {
         .collect()
 }
 
+/// An inbound whose ports were named by hand in part, so that neither can stand for the other.
+fn torn<'a>(inbounds: &'a [Inbound], watched: &Groups) -> Option<&'a Inbound> {
+    let is_watched = |group: &Group| watched.iter().any(|own| own.same_ports(group));
+    inbounds.iter().find(|inbound| !is_watched(&inbound.group))
+}
+
 /// Everything that is to be watched: what was named by hand, then the inbounds.
 pub(crate) fn watched(inbounds: &[Inbound], typed: &Groups) -> Groups {
     let more: Vec<Group> = inbounds.iter().map(|inbound| inbound.group.clone()).collect();
@@ -134,10 +146,16 @@ pub(crate) struct Proxy {
     merge: Merge,
     /// Boot time after which a poll must have begun to be looked at.
     after: i128,
+    /// Resets under way: what a poll says while they last is neither before nor after.
+    resets: u32,
+    /// Kernel bytes since the last poll.
+    unreported: Payload,
     /// Boot time since when traffic is accounted for.
     watched_since: i128,
     /// The same as Unix time.
     since: i128,
+    /// Which life of the report.
+    epoch: u64,
     state: Option<&'static str>,
     events: VecDeque<EventDocument>,
 }
@@ -168,12 +186,22 @@ impl Proxy {
             polls: Polls::default(),
             merge: Merge::default(),
             after: i128::MIN,
+            resets: 0,
+            unreported: Payload::default(),
+            epoch: epoch(now),
             watched_since: boot,
             since: now,
             state: None,
             events: VecDeque::new(),
         };
         proxy.configure();
+        let inbounds = proxy.inbounds();
+        if let Some(inbound) = torn(&inbounds, &watched(&inbounds, &proxy.typed)) {
+            anyhow::bail!(
+                "--ports names a part of the ports {} of an inbound\n  remedy: name all of them, or leave them out",
+                inbound.group
+            );
+        }
         Ok(Some(proxy))
     }
 
@@ -238,7 +266,12 @@ impl Proxy {
         }
     }
 
+    /// Keeps an event. One that comes again and again is kept once.
     fn event(&mut self, event: EventDocument) {
+        let same = |last: &EventDocument| (&last.kind, &last.what) == (&event.kind, &event.what);
+        if self.events.back().is_some_and(same) {
+            return;
+        }
         self.events.push_back(event);
         if self.events.len() > EVENTS {
             self.events.pop_front();
@@ -248,20 +281,34 @@ impl Proxy {
     /// Merges what the kernel counted since the tick before with what the proxy has said since.
     pub(super) fn tick(&mut self, kernel: &Deltas, now: i128) {
         let latest = self.latest();
-        let poll = latest.snapshot.filter(|poll| poll.boot.begin > self.after);
+        let total = kernel.total();
+        let since = Payload { uplink: total.input_bytes, downlink: total.output_bytes };
+        self.unreported = self.unreported.plus(since);
+        let fresh = |poll: &Arc<_>| self.resets == 0 && begin_of(poll) > self.after;
+        let poll = latest.snapshot.filter(fresh);
         let payload = poll.map(|poll| {
             self.after = poll.boot.end;
-            self.polls.follow(&poll, first(&poll, self.watched_since), None)
+            // What one counter can have moved passed the kernel, or lay in socket buffers.
+            let wire = std::mem::take(&mut self.unreported);
+            let most = wire.plus(Payload { uplink: BUFFERS, downlink: BUFFERS });
+            let complete = kernel.coverage == Coverage::Complete;
+            self.polls.follow(&poll, first(&poll, self.watched_since), complete.then_some(most))
         });
         self.merge.tick(Some(kernel), payload.as_ref());
         if let Some(payload) = payload {
-            let gaps = payload.gaps.iter().map(|gap| EventDocument::of_gap(now, gap));
-            let anomalies = payload.anomalies.iter();
-            let events: Vec<_> = anomalies
-                .map(|anomaly| EventDocument::of_anomaly(now, anomaly))
-                .chain(gaps)
-                .collect();
-            events.into_iter().for_each(|event| self.event(event));
+            for anomaly in &payload.anomalies {
+                self.event(EventDocument::of_anomaly(now, anomaly));
+            }
+            let mut causes: Vec<(&Gap, usize)> = Vec::new();
+            for gap in &payload.gaps {
+                match causes.iter_mut().find(|(first, _)| first.cause == gap.cause) {
+                    Some((_, count)) => *count += 1,
+                    None => causes.push((gap, 1)),
+                }
+            }
+            for (gap, count) in causes {
+                self.event(EventDocument::of_gaps(now, gap, count));
+            }
         }
         if let Some(ApiHealth { state, reason, .. }) = latest.health
             && self.state.replace(state.name()) != Some(state.name())
@@ -284,8 +331,10 @@ impl Proxy {
             &report,
             Beside {
                 host,
+                epoch: Some(self.epoch),
                 since: Some(self.since),
                 meter: Some((snapshot.meter, snapshot.layer)),
+                online: online(&api),
                 api: api_document(&api, self.watch.is_some()),
                 events: self.events.iter().cloned().collect(),
             },
@@ -313,18 +362,44 @@ impl Proxy {
         names(&self.inbounds(), whose)
     }
 
-    /// Takes note that counters were set to zero at the proxy, and begins anew.
-    pub(super) fn begin_anew(
-        &mut self,
-        whose: &Whose,
-        values: &[(CounterName, i64)],
-        now: i128,
-        boot: i128,
-    ) {
+    /// Looks at no poll until [`counters_were_reset`](Self::counters_were_reset).
+    pub(super) fn hold_polls(&mut self) {
+        self.resets += 1;
+    }
+
+    /// Takes note that these counters are zero at the proxy: charges what they were. `boot` is a boot
+    /// time after that.
+    pub(super) fn counters_were_reset(&mut self, values: &[(CounterName, i64)], boot: i128) {
         let payload = self.polls.reset(values);
         self.merge.tick(None, Some(&payload));
         // A poll that was under way may have been answered before.
-        self.after = boot;
+        self.after = self.after.max(boot);
+        self.resets = self.resets.saturating_sub(1);
+    }
+
+    /// Asks for a poll and waits for it, but not for long: what was moved until now is in the last
+    /// report then.
+    pub(super) async fn last_poll(&mut self) {
+        let Some((_, watch)) = &mut self.watch else {
+            return;
+        };
+        let now = boot_time();
+        watch.refresh();
+        let fresh = async {
+            loop {
+                let latest = watch.changed().await;
+                let answers = latest.health.is_some_and(|health| health.state == ApiState::Ok);
+                if !answers || latest.snapshot.is_some_and(|poll| poll.boot.begin >= now) {
+                    return;
+                }
+            }
+        };
+        let _late = timeout(LAST_POLL, fresh).await;
+    }
+
+    /// Begins numbers of ours anew.
+    pub(super) fn begin_anew(&mut self, whose: &Whose, now: i128) {
+        self.epoch = epoch(now);
         let what = match whose {
             Whose::User(email) => {
                 self.merge.reset_user(email);
@@ -372,6 +447,21 @@ pub(crate) fn names(inbounds: &[Inbound], whose: &Whose) -> Option<Vec<CounterNa
     }
 }
 
+/// From how many addresses each user is connected, if the proxy tells.
+pub(crate) fn online(latest: &Latest) -> Option<HashMap<Arc<str>, usize>> {
+    let users = latest.online.as_ref()?;
+    Some(users.iter().map(|user| (Arc::clone(&user.email), user.addresses.len())).collect())
+}
+
+fn begin_of(poll: &ProxySnapshot) -> i128 {
+    poll.boot.begin
+}
+
+/// Nanoseconds of Unix time: no two resets are at one time.
+fn epoch(now: i128) -> u64 {
+    u64::try_from(now).unwrap_or(0)
+}
+
 /// What is known of an API.
 pub(crate) fn api_document(latest: &Latest, watched: bool) -> ApiDocument {
     let snapshot = latest.snapshot.as_ref();
@@ -401,4 +491,62 @@ pub(crate) fn api_document(latest: &Latest, watched: bool) -> ApiDocument {
         None => {}
     }
     document
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounting::proxy::Users;
+
+    fn inbound(ports: &str, tag: &str, emails: &[&str]) -> Inbound {
+        let emails = emails.iter().map(|email| Arc::from(*email)).collect();
+        Inbound {
+            group: format!("{ports}={tag}").parse().unwrap(),
+            tag: Some(tag.into()),
+            protocol: "vmess".into(),
+            users: Users { emails, ..Users::default() },
+        }
+    }
+
+    fn texts(groups: &Groups) -> Vec<String> {
+        groups.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn groups_named_by_hand_stand_in_for_the_inbounds_that_they_mean() {
+        let inbounds = [
+            inbound("443/tcp", "web", &[]),
+            inbound("8443/udp", "hop", &[]),
+            inbound("1080", "socks", &[]),
+        ];
+        // Ports that are redirected to an inbound, a range that holds one, and one that is no inbound.
+        let typed = Groups::parse("443+4430/tcp=all,20000-50000/udp=hop,22", 10).unwrap();
+        let joined = joined(&inbounds, &typed);
+        let groups: Vec<_> = joined.iter().map(|inbound| inbound.group.to_string()).collect();
+        assert_eq!(groups, ["443+4430/tcp=all", "20000-50000/udp=hop", "1080=socks"]);
+        let all = texts(&watched(&joined, &typed));
+        assert_eq!(all, ["443+4430/tcp=all", "20000-50000/udp=hop", "22", "1080=socks"]);
+    }
+
+    #[test]
+    fn a_port_resets_its_inbound_and_those_users_who_are_nowhere_else() {
+        let inbounds =
+            [inbound("443", "web", &["a@x", "b@x"]), inbound("8443", "more", &["b@x", "c@x"])];
+        let text = |whose: &Whose| {
+            let names = names(&inbounds, whose)?;
+            Some(names.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(text(&Whose::All), None);
+        assert_eq!(
+            text(&Whose::Port(443)).unwrap(),
+            [
+                "inbound>>>web>>>traffic>>>uplink",
+                "inbound>>>web>>>traffic>>>downlink",
+                "user>>>a@x>>>traffic>>>uplink",
+                "user>>>a@x>>>traffic>>>downlink",
+            ]
+        );
+        assert_eq!(text(&Whose::User("c@x".to_owned())).unwrap().len(), 2);
+        assert_eq!(text(&Whose::Port(1)).unwrap(), [""; 0]);
+    }
 }

@@ -40,15 +40,20 @@ pub const fn usual_places() -> &'static [&'static [&'static str]] {
 
 /// The first of the usual places where there is a config.
 pub fn find() -> Option<Vec<PathBuf>> {
+    find_all().next()
+}
+
+/// Each of the usual places where there is a config, the likeliest first.
+pub fn find_all() -> impl Iterator<Item = Vec<PathBuf>> {
     find_among(usual_places())
 }
 
-fn find_among(places: &[&[&str]]) -> Option<Vec<PathBuf>> {
+fn find_among(places: &[&[&str]]) -> impl Iterator<Item = Vec<PathBuf>> {
     let there = |path: &Path| match expand(path) {
         Ok(files) => !files.json.is_empty(),
         Err(_) => false,
     };
-    places.iter().find_map(|together| {
+    places.iter().filter_map(move |together| {
         let paths: Vec<_> = together.iter().map(PathBuf::from).filter(|path| there(path)).collect();
         (!paths.is_empty()).then_some(paths)
     })

@@ -1,5 +1,5 @@
-//! Whether two polls saw one life of the proxy: over one connection they did, else its age against the time
-//! between them tells.
+//! Whether two polls saw one life of the proxy: its age against the time between them tells, and where that
+//! fits both, whether they came over one connection.
 
 use super::{
     super::{
@@ -37,12 +37,10 @@ pub(super) enum Life {
 
 /// Compares the age of the proxy with the time since the last poll.
 pub(super) fn life(last: &Poll, next: &ProxySnapshot) -> Life {
-    // Something in between may hold a connection for a proxy that begins again; its age tells that.
-    let younger = next.uptime < last.uptime;
-    if next.connection != 0 && next.connection == last.connection && !younger {
-        return Life::Same;
-    }
-    let Some(uptime) = next.uptime else { return Life::Unclear };
+    // Something in between may hold a connection for a proxy that begins again, so age is asked first.
+    let one_connection = next.connection != 0 && next.connection == last.connection;
+    let unclear = if one_connection { Life::Same } else { Life::Unclear };
+    let Some(uptime) = next.uptime else { return unclear };
     // Times are windows, and the uptime lacks its fraction of a second.
     let least = next.boot.begin.saturating_sub(last.boot.end);
     let most = next.boot.end.saturating_sub(last.boot.begin);
@@ -61,7 +59,7 @@ pub(super) fn life(last: &Poll, next: &ProxySnapshot) -> Life {
     let may_be_same = old_enough && young_enough && !another;
     match (may_be_same, may_be_new) {
         (true, false) => Life::Same,
-        (true, true) => Life::Unclear,
+        (true, true) => unclear,
         (false, true) => Life::New,
         (false, false) => Life::Other,
     }

@@ -73,8 +73,12 @@ impl fmt::Display for Address {
     /// As it is written, safe to print.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Tcp { host, port } if host.contains(':') => {
+                write!(f, "[{}]:{port}", host.escape_debug())
+            }
+            Self::Tcp { host, port } => {
+                write!(f, "{}:{port}", host.escape_debug())
+            }
             Self::Unix(path) => write!(f, "unix:{}", path.to_string_lossy().escape_debug()),
         }
     }

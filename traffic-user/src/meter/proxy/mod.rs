@@ -18,7 +18,10 @@ mod online;
 mod watch;
 mod wire;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
@@ -34,6 +37,9 @@ use crate::accounting::{
     reading::Window,
 };
 use connection::Connection;
+
+/// How many connections were made.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// What a poll is given, all in all.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -59,8 +65,8 @@ pub struct ProxyMeter {
     deadline: Duration,
     limit: usize,
     connection: Option<Connection>,
-    /// How many connections were made.
-    connections: u64,
+    /// Number of the connection, or of the last one: no two of this process have the same.
+    number: u64,
     /// Who answered last; survives the connection.
     identity: Option<Identity>,
     /// What the proxy said last over this connection.
@@ -89,7 +95,7 @@ impl ProxyMeter {
             deadline: DEADLINE,
             limit: LARGEST,
             connection: None,
-            connections: 0,
+            number: 0,
             identity: None,
             uptime: None,
             health: None,
@@ -152,7 +158,7 @@ impl ProxyMeter {
             Some(connection) => connection,
             none => {
                 self.uptime = None;
-                self.connections += 1;
+                self.number = CONNECTIONS.fetch_add(1, Relaxed) + 1;
                 none.insert(Connection::open(&self.address, self.limit).await?)
             }
         };
@@ -169,7 +175,7 @@ impl ProxyMeter {
         self.identity = Some(identity);
         Ok(ProxySnapshot {
             product: identity.product,
-            connection: self.connections,
+            connection: self.number,
             uptime,
             window: Window { begin: begin.unix, end: end.unix },
             boot: Window { begin: begin.boot, end: end.boot },

@@ -8,12 +8,14 @@ use std::{sync::Arc, thread, time::Duration};
 use tokio::{
     runtime::Builder,
     sync::{Notify, watch},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{Identity, ProxyError, ProxyMeter};
+use super::{Identity, OnlineUser, ProxyError, ProxyMeter};
 use crate::accounting::proxy::{ApiHealth, ProxySnapshot};
 
+/// Time between two questions of who is connected.
+const ONLINE_PERIOD: Duration = Duration::from_secs(10);
 /// Shortest time between two polls.
 const SHORTEST: Duration = Duration::from_millis(1);
 
@@ -28,6 +30,8 @@ pub struct Latest {
     pub identity: Option<Identity>,
     /// The last answer that was good; its window says how old it is.
     pub snapshot: Option<Arc<ProxySnapshot>>,
+    /// Who was connected from where at the last poll, if the proxy tells.
+    pub online: Option<Arc<[OnlineUser]>>,
 }
 
 /// A proxy that is being watched. The thread ends when the last of these is gone; nobody waits for it.
@@ -90,6 +94,7 @@ impl ProxyMeter {
         sender: &watch::Sender<Latest>,
         asked: &Notify,
     ) {
+        let mut asked_online: Option<Instant> = None;
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -104,6 +109,7 @@ impl ProxyMeter {
                 () = sender.closed() => return,
                 outcome = self.poll() => outcome,
             };
+            let tells = outcome.is_ok() && self.identity().is_some_and(|identity| identity.online);
             sender.send_modify(|latest| {
                 latest.polls += 1;
                 latest.health = self.health().cloned();
@@ -111,7 +117,20 @@ impl ProxyMeter {
                 if let Ok(snapshot) = outcome {
                     latest.snapshot = Some(Arc::new(snapshot));
                 }
+                if !tells {
+                    latest.online = None;
+                }
             });
+            // After the counters, and not at each poll: some versions are asked once for each user.
+            if tells && asked_online.is_none_or(|at| at.elapsed() >= ONLINE_PERIOD) {
+                asked_online = Some(Instant::now());
+                let online = self.online_users().await.ok().flatten();
+                // Without waking those who wait for a poll.
+                sender.send_if_modified(|latest| {
+                    latest.online = online.map(Into::into);
+                    false
+                });
+            }
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The JSON of `stats`. `schema/stats.schema.json` describes it.
 
+use std::{collections::HashMap, sync::Arc};
+
 use serde::{Deserialize, Serialize};
 
 use super::super::json::{JSON_VERSION, time};
 use crate::accounting::{
-    anomaly::Anomaly,
+    anomaly::{Anomaly, counter_text},
     payload::Gap,
     proxy::{Payload, Way},
     reading::{Layer, Traffic},
@@ -20,6 +22,8 @@ pub struct Document {
     pub taken_at: String,
     /// Name of the host.
     pub host: String,
+    /// Another one after each reset of ours: numbers of two epochs are not to be subtracted.
+    pub epoch: Option<String>,
     /// When these numbers began; `None` when that is not known.
     pub since: Option<String>,
     /// `complete`, `gap` or `estimated`.
@@ -143,6 +147,9 @@ pub struct UserDocument {
     pub wire_input: Option<u64>,
     /// The part of it that left.
     pub wire_output: Option<u64>,
+    /// From how many addresses he is connected, as the proxy tells; `None` where it does not,
+    /// or has nothing to tell of him.
+    pub online: Option<usize>,
     /// Whether he is in several groups.
     pub shared: bool,
     /// Whether the proxy's config names him here now.
@@ -202,11 +209,15 @@ impl EventDocument {
         Self { at: time(at), kind: anomaly.kind().to_owned(), what: anomaly.to_string() }
     }
 
-    /// `at` is nanoseconds of Unix time.
-    pub fn of_gap(at: i128, gap: &Gap) -> Self {
+    /// Of gaps with one cause, of which there may be one for each counter. `at` is nanoseconds of Unix
+    /// time.
+    pub fn of_gaps(at: i128, gap: &Gap, count: usize) -> Self {
         let counter = match &gap.counter {
             None => "each counter".to_owned(),
-            Some(name) => name.to_string().escape_debug().to_string(),
+            Some(name) if count > 1 => {
+                format!("{count} counters, {} the first", counter_text(name))
+            }
+            Some(name) => counter_text(name),
         };
         let most = match gap.most {
             None => "an unknown number of bytes".to_owned(),
@@ -231,15 +242,21 @@ impl EventDocument {
     }
 }
 
+type Online<'a> = Option<&'a HashMap<Arc<str>, usize>>;
+
 /// What a report does not say of itself.
 #[derive(Clone, Debug, Default)]
 pub struct Beside<'a> {
     /// Name of the host.
     pub host: &'a str,
+    /// Which life of its numbers; none for a report that is made once.
+    pub epoch: Option<u64>,
     /// When its numbers began, nanoseconds of Unix time.
     pub since: Option<i128>,
     /// The kernel's meter.
     pub meter: Option<(&'static str, Layer)>,
+    /// From how many addresses each user is connected; `None` where the proxy does not tell.
+    pub online: Option<HashMap<Arc<str>, usize>>,
     /// The proxy's API, where more is known than the report has.
     pub api: ApiDocument,
     /// What happened.
@@ -250,17 +267,19 @@ impl Document {
     /// Of a report.
     pub fn new(report: &StatsReport, beside: Beside<'_>) -> Self {
         let total = &report.system_total;
+        let online = beside.online.as_ref();
         Self {
             jsonversion: JSON_VERSION.to_owned(),
             taken_at: time(report.taken_at),
             host: beside.host.to_owned(),
+            epoch: beside.epoch.map(|epoch| format!("{epoch:016x}")),
             since: beside.since.map(time),
             coverage: report.coverage.name().to_owned(),
             meter: beside.meter.map(|(meter, _)| meter.to_owned()),
             layer: beside.meter.map(|(_, layer)| layer.name().to_owned()),
             api: beside.api,
-            groups: report.groups.iter().filter_map(group).collect(),
-            unplaced: report.unplaced.iter().map(user).collect(),
+            groups: report.groups.iter().filter_map(|stats| group(stats, online)).collect(),
+            unplaced: report.unplaced.iter().map(|stats| user(stats, online)).collect(),
             system_total: SystemDocument {
                 payload: total.polled.then_some(total.payload).into(),
                 active_users: total.active_users,
@@ -285,7 +304,7 @@ impl Document {
     }
 }
 
-fn group(stats: &GroupStats) -> Option<GroupDocument> {
+fn group(stats: &GroupStats, online: Online<'_>) -> Option<GroupDocument> {
     Some(GroupDocument {
         tag: stats.tag.as_deref().map(str::to_owned),
         port: stats.port()?,
@@ -293,7 +312,7 @@ fn group(stats: &GroupStats) -> Option<GroupDocument> {
         transport: stats.group.transport().name().to_owned(),
         protocol: stats.protocol.as_deref().map(str::to_owned),
         configured: stats.configured,
-        users: stats.users.iter().map(user).collect(),
+        users: stats.users.iter().map(|stats| user(stats, online)).collect(),
         group_total: stats.group_total.map(|payload| Some(payload).into()),
         kernel: stats.kernel.map(Into::into),
         overhead_ratio: stats.overhead_ratio(),
@@ -301,13 +320,14 @@ fn group(stats: &GroupStats) -> Option<GroupDocument> {
     })
 }
 
-fn user(stats: &UserStats) -> UserDocument {
+fn user(stats: &UserStats, online: Online<'_>) -> UserDocument {
     UserDocument {
         email: stats.email.to_string(),
         payload: stats.counted.then_some(stats.payload).into(),
         wire_share: stats.wire.map(|wire| wire.total()),
         wire_input: stats.wire.map(|wire| wire.input),
         wire_output: stats.wire.map(|wire| wire.output),
+        online: online.and_then(|online| online.get(&stats.email).copied()),
         shared: stats.shared,
         configured: stats.configured,
     }

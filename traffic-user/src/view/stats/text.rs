@@ -55,9 +55,9 @@ fn ratio(group: &GroupDocument) -> String {
 /// Tables of what is wanted.
 pub fn table(document: &Document, part: Part) -> String {
     let mut text = match part {
-        Part::Whole => format!("{}\n\n{}\n", groups(document), users(document, usize::MAX)),
+        Part::Whole => format!("{}\n\n{}\n", groups(&document.groups), users(document, usize::MAX)),
         Part::Users => format!("{}\n", users(document, usize::MAX)),
-        Part::Groups => format!("{}\n", groups(document)),
+        Part::Groups => format!("{}\n", groups(&document.groups)),
         Part::Total => format!("{}\n", total(document)),
     };
     if part == Part::Whole {
@@ -71,12 +71,31 @@ pub fn table(document: &Document, part: Part) -> String {
 
 /// Tables that fit into so many lines, those who moved most first.
 pub fn live(document: &Document, most: usize) -> String {
-    let groups = groups(document).to_string();
+    let room = (most / 2).max(3);
+    let hidden = document.groups.len().saturating_sub(room);
+    let mut groups = groups(&busiest(document, room)).to_string();
+    if hidden > 0 {
+        groups.push_str(&format!("\nand {hidden} more groups with less traffic"));
+    }
     let room = most.saturating_sub(groups.lines().count()).max(3);
     format!("{groups}\n\n{}\n{}", users(document, room), footer(document))
 }
 
-fn groups(document: &Document) -> Table {
+/// As many groups, in their order if all fit, else those with most bytes.
+fn busiest(document: &Document, most: usize) -> Vec<GroupDocument> {
+    let bytes = |group: &GroupDocument| {
+        let kernel = group.kernel.unwrap_or_default();
+        kernel.input_bytes.saturating_add(kernel.output_bytes)
+    };
+    let mut groups = document.groups.clone();
+    if groups.len() > most {
+        groups.sort_by_key(|group| std::cmp::Reverse(bytes(group)));
+        groups.truncate(most);
+    }
+    groups
+}
+
+fn groups(groups: &[GroupDocument]) -> Table {
     let headers = [
         "PORT",
         "TAG",
@@ -89,7 +108,7 @@ fn groups(document: &Document) -> Table {
         "UNATTRIBUTED",
     ];
     let mut table = grid(&headers, 3);
-    for group in &document.groups {
+    for group in groups {
         let inbound = group.group_total.unwrap_or_default();
         let kernel = group.kernel;
         row(
@@ -151,11 +170,17 @@ fn users(document: &Document, most: usize) -> String {
         persons.sort_by_key(|person| std::cmp::Reverse(person.user.payload.total));
         persons.truncate(most);
     }
-    let mut table = grid(&["USER", "GROUPS", "UP", "DOWN", "TOTAL", "WIRE"], 2);
+    let mut table = grid(&["USER", "GROUPS", "UP", "DOWN", "TOTAL", "WIRE", "ONLINE"], 2);
     for person in &persons {
         let [up, down, total] = payload_cells(&person.user.payload);
         let groups = person.groups.join(", ");
-        row(&mut table, 2, [marked(person.user), groups, up, down, total, bytes(person.wire)]);
+        let online =
+            person.user.online.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string());
+        row(
+            &mut table,
+            2,
+            [marked(person.user), groups, up, down, total, bytes(person.wire), online],
+        );
     }
     let mut text = table.to_string();
     if persons.iter().any(|person| person.user.shared) {
@@ -325,13 +350,16 @@ pub fn csv(document: &Document, part: Part) -> Result<String, csv::Error> {
     Ok(String::from_utf8_lossy(&written).into_owned())
 }
 
-/// Foreign text in a field: a program that opens the file must not take it for a formula.
+/// Foreign text in a field: a terminal must not take it for orders, nor a spreadsheet for a formula.
 fn spreadsheet(text: &str) -> String {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
-        format!("'{text}")
-    } else {
-        text.to_owned()
+    let mut field = String::with_capacity(text.len());
+    if text.starts_with(['=', '+', '-', '@']) {
+        field.push('\'');
     }
+    for c in text.chars() {
+        if c.is_control() { field.extend(c.escape_default()) } else { field.push(c) }
+    }
+    field
 }
 
 /// One `name: value` a line, for `grep` and mails.
