@@ -173,10 +173,12 @@ impl Counters {
 /// Index of one lane of one slot in one stripe of `COUNTERS`.
 ///
 /// Stripe `n` belongs to CPU `n`; the stripe after the last CPU is written by user space alone and
-/// holds what was carried over from older maps, so a sum over all stripes is always the total.
+/// holds what was carried over from older maps, so a sum over all stripes is always the total. Within
+/// a stripe lane follows lane and not slot, because traffic is mostly of one kind: spread over many
+/// ports it then touches a quarter of the memory.
 #[inline(always)]
 pub const fn counter_index(stripe: u32, slots: u32, slot: u32, lane: u8) -> u32 {
-    (stripe * slots + slot) * LANES + lane as u32
+    (stripe * LANES + lane as u32) * slots + slot
 }
 
 /// Identifies the datagram that a fragment belongs to.

@@ -123,10 +123,11 @@ fn a_users_payload_and_share_of_the_wire_stand_beside_the_kernels_bytes() {
         let least = payload.downlink;
         assert!((least..=4 * payload.total()).contains(&share), "{email}: {share} of {payload:?}");
     }
-    // The stream of the inbound is more than its payload.
-    let inbound = group["group_total"]["downlink"].as_u64().expect("a counter of the inbound");
-    assert!(inbound >= total.downlink, "{group}");
     assert_eq!(stats["anomalies"], json!([]));
+    merged.daemon.wait_for("the stream of the inbound", |document| {
+        let inbound = &document.0["stats"]["groups"][0]["group_total"]["downlink"];
+        (inbound.as_u64()? >= total.downlink).then_some(())
+    });
 }
 
 #[test]

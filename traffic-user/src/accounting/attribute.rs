@@ -127,8 +127,7 @@ impl Merge {
             self.charge(payload);
         }
         for way in Way::ALL {
-            // Between two polls nothing tells that a claim finds no bytes.
-            self.draw(way, kernel.is_some() && payload.is_some());
+            self.draw(way, kernel.is_some());
         }
         if let Some(payload) = payload {
             self.end_poll(payload.seam);

@@ -168,7 +168,7 @@ pub(crate) async fn run(
             _ = ticks.tick() => {}
             // Last: whoever asks again and again must not keep the rest waiting.
             Some(asked) = next(&mut control) => {
-                answer(asked, &mut counting, &mut meter, proxy.as_mut(), &finished);
+                answer(asked, &counting, proxy.as_mut(), &finished);
                 continue;
             }
         }
@@ -273,8 +273,7 @@ impl Reset {
 /// Answers a question, or begins to.
 fn answer(
     asked: Asked,
-    counting: &mut Counting,
-    meter: &mut EbpfMeter,
+    counting: &Counting,
     proxy: Option<&mut Proxy>,
     finished: &mpsc::Sender<Reset>,
 ) {
@@ -285,10 +284,10 @@ fn answer(
     };
     match asked.question.clone() {
         Question::Stats => {
-            let document = counting.tick(meter, Some(&mut *proxy)).and_then(|()| {
-                let snapshot = counting.last.as_ref().context("nothing was read yet")?;
-                Ok(proxy.document(&counting.host, snapshot).json()?)
-            });
+            // As of the last tick: asking often must not make ticks, by which claims age.
+            let snapshot = counting.last.as_ref().context("nothing was read yet: ask again");
+            let document =
+                snapshot.and_then(|last| Ok(proxy.document(&counting.host, last).json()?));
             asked.answer(document);
         }
         Question::Reset(whose) => {

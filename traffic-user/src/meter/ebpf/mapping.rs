@@ -40,7 +40,7 @@ impl Mapping {
     }
 }
 
-/// Sums of `count` words from each of these places on. `None` when a place is outside.
+/// Appends sums of `count` words from each of these places on. `None` when a place is outside.
 ///
 /// The first two are added in one pass: with two processors that is all there is to do.
 pub(super) fn sum(
@@ -51,9 +51,9 @@ pub(super) fn sum(
 ) -> Option<()> {
     let load = |word: &AtomicU64| word.load(Relaxed);
     let mut stripes = places.map(|from| words.get(from..from + count));
-    sums.clear();
+    let begin = sums.len();
     match (stripes.next(), stripes.next()) {
-        (None, _) => sums.resize(count, 0),
+        (None, _) => sums.resize(begin + count, 0),
         (Some(first), None) => sums.extend(first?.iter().map(load)),
         (Some(first), Some(second)) => {
             let both = first?.iter().zip(second?);
@@ -61,7 +61,7 @@ pub(super) fn sum(
         }
     }
     for stripe in stripes {
-        for (sum, word) in sums.iter_mut().zip(stripe?) {
+        for (sum, word) in sums.iter_mut().skip(begin).zip(stripe?) {
             *sum = sum.wrapping_add(load(word));
         }
     }

@@ -30,8 +30,7 @@ use crate::{
     meter::error::{MeterError, cause},
 };
 
-/// Values of all lanes of one slot, as words: 4 lanes x 4 numbers.
-const SLOT_WORDS: usize = LANES as usize * WORDS;
+/// Words of one counter.
 const WORDS: usize = Counters::SIZE / size_of::<u64>();
 
 /// The counters.
@@ -139,7 +138,7 @@ impl Maps {
             map: maps::SKIPPED,
             cause: cause(error),
         })?;
-        let bytes = meta.stripes as usize * meta.slots as usize * SLOT_WORDS * size_of::<u64>();
+        let bytes = meta.stripes as usize * meta.slots as usize * LANES as usize * Counters::SIZE;
         let mapped = Mapping::new(counters.fd(), bytes)
             .inspect_err(|error| tracing::debug!(%error, "the counters cannot be mapped"))
             .ok();
@@ -225,7 +224,7 @@ impl Maps {
             sys::wait_for_running_programs();
             let lanes = self.sums()?;
             for &slot in &change.reused {
-                reused.push((slot, baseline_of(&lanes, slot)));
+                reused.push((slot, counters_of(&lanes, slot)));
             }
         }
         self.baselines.resize(next.used().len(), None);
@@ -268,7 +267,7 @@ impl Maps {
         })
     }
 
-    /// Sums over all stripes, slot after slot, as words: see [`SLOT_WORDS`].
+    /// Sums over all stripes as words: all slots of a lane, then those of the next, as in the map.
     pub(super) fn sums(&self) -> Result<Vec<u64>, MeterError> {
         let mut sums = Vec::new();
         self.sum_into(&mut sums)?;
@@ -278,30 +277,41 @@ impl Maps {
     /// [`sums`](Self::sums) into a buffer that is used again.
     pub(super) fn sum_into(&self, sums: &mut Vec<u64>) -> Result<(), MeterError> {
         let Meta { slots, slots_used, carry, .. } = self.meta;
-        let count = slots_used as usize * SLOT_WORDS;
+        let count = slots_used as usize * WORDS;
+        sums.clear();
+        sums.reserve(count * LANES as usize);
         // The last stripe is all zero unless something was carried over.
         let stripes = match carry {
             carry::DONE => self.meta.stripes,
             _ => self.meta.stripes.saturating_sub(1),
         };
-        let firsts = (0..stripes).map(|stripe| counter_index(stripe, slots, 0, 0));
-        if let Some(mapping) = &self.counters.mapped {
-            let places = firsts.map(|first| first as usize * WORDS);
-            return mapping::sum(mapping.words(), places, count, sums).ok_or_else(|| {
-                write_error(maps::COUNTERS, "it is smaller than its description says")
-            });
-        }
-        sums.clear();
-        sums.resize(count, 0);
-        for first in firsts {
-            for (index, words) in (first..).zip(sums.chunks_exact_mut(WORDS)) {
-                let value = self.counters.map.get(&index, 0).map_err(|error| MeterError::Map {
-                    doing: "read",
-                    map: maps::COUNTERS,
-                    cause: cause(error),
+        for lane in (0..).take(LANES as usize) {
+            let firsts = (0..stripes).map(|stripe| counter_index(stripe, slots, 0, lane));
+            if let Some(mapping) = &self.counters.mapped {
+                let places = firsts.map(|first| first as usize * WORDS);
+                mapping::sum(mapping.words(), places, count, sums).ok_or_else(|| {
+                    write_error(maps::COUNTERS, "it is smaller than its description says")
                 })?;
-                add_counters(words, Counters::from_bytes(&value));
+                continue;
             }
+            let begin = sums.len();
+            sums.resize(begin + count, 0);
+            for first in firsts {
+                self.look_up(first, &mut sums[begin..])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds counters from an index on, one call each.
+    fn look_up(&self, first: u32, sums: &mut [u64]) -> Result<(), MeterError> {
+        for (index, words) in (first..).zip(sums.chunks_exact_mut(WORDS)) {
+            let value = self.counters.map.get(&index, 0).map_err(|error| MeterError::Map {
+                doing: "read",
+                map: maps::COUNTERS,
+                cause: cause(error),
+            })?;
+            add_counters(words, Counters::from_bytes(&value));
         }
         Ok(())
     }
@@ -340,11 +350,11 @@ impl Maps {
             .slots
             .used()
             .iter()
-            .zip(sums.chunks_exact(SLOT_WORDS))
+            .enumerate()
             .zip(&self.baselines)
-            .map(|((slot, words), baseline)| GroupReading {
+            .map(|((n, slot), baseline)| GroupReading {
                 group: Arc::clone(&slot.group),
-                lanes: lanes(words, baseline.as_deref()),
+                lanes: lanes(counters_of(&sums, n), baseline.as_deref()),
                 watched: slot.watched,
             })
             .collect();
@@ -378,11 +388,12 @@ impl Maps {
     /// Writes them as they are, so that doing it again after a crash changes nothing.
     pub(super) fn carry_over(&mut self, older: &Self) -> Result<(), MeterError> {
         let sums = older.sums()?;
-        let first = counter_index(self.meta.stripes - 1, self.meta.slots, 0, 0);
-        for (index, words) in (first..).zip(sums.chunks_exact(WORDS)) {
-            let mut value = Counters::default();
-            add_to(&mut value, words);
-            write(&mut self.counters.map, index, value.to_bytes(), maps::COUNTERS)?;
+        let Meta { stripes, slots, .. } = self.meta;
+        for slot in 0..older.meta.slots_used {
+            for (lane, value) in (0..).zip(counters_of(&sums, slot as usize)) {
+                let index = counter_index(stripes - 1, slots, slot, lane);
+                write(&mut self.counters.map, index, value.to_bytes(), maps::COUNTERS)?;
+            }
         }
         for reason in 0..self.meta.reasons.min(older.meta.reasons) {
             let Traffic { input_bytes, input_packets, output_bytes, output_packets } =
@@ -470,24 +481,25 @@ fn add_to(counters: &mut Counters, words: &[u64]) {
     }
 }
 
-fn counters_of(words: &[u64], lane: usize) -> Counters {
-    let mut counters = Counters::default();
-    if let Some(words) = words.get(lane * WORDS..(lane + 1) * WORDS) {
-        add_to(&mut counters, words);
-    }
-    counters
+/// The lanes of a slot in sums, which have all slots of a lane one after the other.
+fn counters_of(sums: &[u64], slot: usize) -> [Counters; LANES as usize] {
+    let lane_words = sums.len() / LANES as usize;
+    std::array::from_fn(|lane| {
+        let mut counters = Counters::default();
+        let at = lane * lane_words + slot * WORDS;
+        if let Some(words) = sums.get(at..at + WORDS) {
+            add_to(&mut counters, words);
+        }
+        counters
+    })
 }
 
-fn baseline_of(sums: &[u64], slot: usize) -> [Counters; LANES as usize] {
-    let words = sums.get(slot * SLOT_WORDS..(slot + 1) * SLOT_WORDS).unwrap_or_default();
-    std::array::from_fn(|lane| counters_of(words, lane))
-}
-
-fn lanes(words: &[u64], baseline: Option<&[Counters; LANES as usize]>) -> Lanes {
-    let lane = |n: usize| {
-        let counters = counters_of(words, n);
-        traffic(baseline.map_or(counters, |baseline| counters.minus(baseline[n])))
-    };
+fn lanes(
+    counters: [Counters; LANES as usize],
+    baseline: Option<&[Counters; LANES as usize]>,
+) -> Lanes {
+    let lane =
+        |n: usize| traffic(baseline.map_or(counters[n], |baseline| counters[n].minus(baseline[n])));
     Lanes { tcp4: lane(0), tcp6: lane(1), udp4: lane(2), udp6: lane(3) }
 }
 
