@@ -10,9 +10,9 @@ use clap::ValueEnum;
 
 use super::{Common, dump, host, print, proxy::ProxyArgs};
 use crate::{
-    accounting::{attribute::once, stats::ApiReport},
+    accounting::attribute::once,
     config::interval,
-    daemon::{ProxyPlace, Question, api_document, ask, joined, online, unix_time},
+    daemon::{ProxyPlace, Question, api_document, api_report, ask, joined, online, unix_time},
     meter::proxy::{Latest, ProxyMeter},
     view::stats::{self, Beside, Document, Part},
 };
@@ -113,17 +113,10 @@ fn alone(common: &Common, place: &ProxyPlace) -> Result<Document> {
     };
     let snapshot = pinned.as_ref().map(|pinned| &pinned.snapshot);
     let merge = once(snapshot, latest.snapshot.as_deref(), &inbounds, &uncounted);
-    let health = latest.health.as_ref();
-    let report = ApiReport {
-        state: health.map_or("disabled", |health| health.state.name()),
-        since: health.map(|health| health.since),
-        product: latest.identity.and_then(|identity| identity.product),
-        uptime: latest.snapshot.as_ref().and_then(|poll| poll.uptime),
-    };
     let host = host();
     let since = snapshot.and_then(|snapshot| snapshot.since);
     Ok(Document::new(
-        &merge.report(unix_time(), report),
+        &merge.report(unix_time(), api_report(&latest)),
         Beside {
             host: &host,
             epoch: None,

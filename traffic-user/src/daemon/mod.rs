@@ -38,7 +38,9 @@ use crate::{
 };
 
 pub(crate) use control::{Question, Whose, ask};
-pub(crate) use proxy::{Proxy, ProxyPlace, api_document, joined, names, online, watched};
+pub(crate) use proxy::{
+    Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
+};
 
 use control::{Asked, Control};
 
@@ -173,7 +175,7 @@ pub(crate) async fn run(
             }
         }
         if proxy.is_none() {
-            proxy = find_later(&settings, &mut meter, &mut looked)?;
+            proxy = find_later(&settings, &mut meter, &mut looked);
         }
         if settings.listeners && proxy.is_none() {
             follow_listeners(&mut meter)?;
@@ -213,35 +215,27 @@ pub(crate) fn unix_time() -> i128 {
 }
 
 /// A proxy that was started after us: looked for now and then, where none was named.
-fn find_later(
-    settings: &Settings,
-    meter: &mut EbpfMeter,
-    looked: &mut Instant,
-) -> Result<Option<Proxy>> {
-    let Some(place) = settings.proxy.clone().filter(|_| looked.elapsed() >= LOOK_PERIOD) else {
-        return Ok(None);
-    };
+fn find_later(settings: &Settings, meter: &mut EbpfMeter, looked: &mut Instant) -> Option<Proxy> {
+    let place = settings.proxy.clone().filter(|_| looked.elapsed() >= LOOK_PERIOD)?;
     *looked = Instant::now();
-    let watched: Vec<_> = meter.watched().map(|group| (**group).clone()).collect();
-    let known = Groups::new(watched, usize::MAX)?;
     let found = match Proxy::find(place, Groups::default(), settings.interval, unix_time()) {
         Ok(Some(mut found)) => found.watch().map(|()| found),
-        Ok(None) => return Ok(None),
+        Ok(None) => return None,
         Err(error) => Err(error),
     };
     match found {
         Ok(found) => {
-            // What is watched already goes on.
-            let all: Vec<_> = found.groups().iter().cloned().collect();
-            if let Err(error) = meter.watch(&known.extended_by(&all)) {
+            // Its groups and no others, as if it had been there at the start: ports that were watched
+            // because something listens on them could tear an inbound.
+            if let Err(error) = meter.watch(&found.groups()) {
                 tracing::warn!(%error, "the ports of a proxy that was found are not watched");
             }
             tracing::info!("a proxy was found");
-            Ok(Some(found))
+            Some(found)
         }
         Err(error) => {
             tracing::debug!(error = format!("{error:#}"), "a proxy that was found is not used");
-            Ok(None)
+            None
         }
     }
 }

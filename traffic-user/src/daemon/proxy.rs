@@ -21,7 +21,7 @@ use crate::{
         payload::{Gap, Polls, first},
         proxy::{ApiHealth, ApiState, CounterName, Inbound, Payload, ProxySnapshot, Subject, Way},
         reading::{Coverage, Snapshot},
-        stats::{ApiReport, StatsReport},
+        stats::ApiReport,
     },
     meter::{
         listening::listening,
@@ -326,7 +326,7 @@ impl Proxy {
     /// How things stand.
     pub(super) fn document(&self, host: &str, snapshot: &Snapshot) -> Document {
         let api = self.latest();
-        let report = self.report(&api, snapshot.window.end);
+        let report = self.merge.report(snapshot.window.end, api_report(&api));
         Document::new(
             &report,
             Beside {
@@ -339,17 +339,6 @@ impl Proxy {
                 events: self.events.iter().cloned().collect(),
             },
         )
-    }
-
-    fn report(&self, api: &Latest, now: i128) -> StatsReport {
-        let health = api.health.as_ref();
-        let report = ApiReport {
-            state: health.map_or("disabled", |health| health.state.name()),
-            since: health.map(|health| health.since),
-            product: api.identity.and_then(|identity| identity.product),
-            uptime: api.snapshot.as_ref().and_then(|poll| poll.uptime),
-        };
-        self.merge.report(now, report)
     }
 
     /// Where its API is, if anywhere.
@@ -444,6 +433,17 @@ pub(crate) fn names(inbounds: &[Inbound], whose: &Whose) -> Option<Vec<CounterNa
             let tags = here.iter().filter_map(|inbound| inbound.tag.clone()).map(Subject::Inbound);
             Some(tags.chain(users).flat_map(|subject| both(&subject)).collect())
         }
+    }
+}
+
+/// What the core is told of an API.
+pub(crate) fn api_report(latest: &Latest) -> ApiReport {
+    let health = latest.health.as_ref();
+    ApiReport {
+        state: health.map_or("disabled", |health| health.state.name()),
+        since: health.map(|health| health.since),
+        product: latest.identity.and_then(|identity| identity.product),
+        uptime: latest.snapshot.as_ref().and_then(|poll| poll.uptime),
     }
 }
 
