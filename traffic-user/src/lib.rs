@@ -10,6 +10,7 @@ mod daemon;
 mod fault;
 pub mod meter;
 pub mod proxy_config;
+mod run;
 mod state;
 mod stats_factory;
 pub mod view;

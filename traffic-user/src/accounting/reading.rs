@@ -81,6 +81,16 @@ impl Traffic {
         }
     }
 
+    /// Adds bytes and packets of one direction; stops at the largest number.
+    pub const fn add(&mut self, direction: Direction, bytes: u64, packets: u64) {
+        let (sum_bytes, sum_packets) = match direction {
+            Direction::Input => (&mut self.input_bytes, &mut self.input_packets),
+            Direction::Output => (&mut self.output_bytes, &mut self.output_packets),
+        };
+        *sum_bytes = sum_bytes.saturating_add(bytes);
+        *sum_packets = sum_packets.saturating_add(packets);
+    }
+
     /// Both directions' bytes.
     pub const fn bytes(self) -> u64 {
         self.input_bytes.saturating_add(self.output_bytes)
@@ -98,6 +108,58 @@ impl std::iter::Sum for Traffic {
     }
 }
 
+/// Where a packet goes, seen from the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// It enters on the group's port.
+    Input,
+    /// It leaves from it.
+    Output,
+}
+
+impl Direction {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Input, Self::Output];
+}
+
+/// What is counted apart in a group: a transport over a version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP over IPv4.
+    Udp4,
+    /// UDP over IPv6.
+    Udp6,
+}
+
+impl Lane {
+    /// In the order of the outputs.
+    pub const ALL: [Self; 4] = [Self::Tcp4, Self::Tcp6, Self::Udp4, Self::Udp6];
+
+    /// As the outputs write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp4 => "tcp4",
+            Self::Tcp6 => "tcp6",
+            Self::Udp4 => "udp4",
+            Self::Udp6 => "udp6",
+        }
+    }
+
+    /// Whether it is TCP; else it is UDP.
+    pub const fn tcp(self) -> bool {
+        matches!(self, Self::Tcp4 | Self::Tcp6)
+    }
+
+    /// Whether it is IPv4; else it is IPv6.
+    pub const fn ipv4(self) -> bool {
+        matches!(self, Self::Tcp4 | Self::Udp4)
+    }
+}
+
 /// The four lanes of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Lanes {
@@ -112,6 +174,26 @@ pub struct Lanes {
 }
 
 impl Lanes {
+    /// One of them.
+    pub const fn lane(&self, lane: Lane) -> &Traffic {
+        match lane {
+            Lane::Tcp4 => &self.tcp4,
+            Lane::Tcp6 => &self.tcp6,
+            Lane::Udp4 => &self.udp4,
+            Lane::Udp6 => &self.udp6,
+        }
+    }
+
+    /// One of them, to be changed.
+    pub const fn lane_mut(&mut self, lane: Lane) -> &mut Traffic {
+        match lane {
+            Lane::Tcp4 => &mut self.tcp4,
+            Lane::Tcp6 => &mut self.tcp6,
+            Lane::Udp4 => &mut self.udp4,
+            Lane::Udp6 => &mut self.udp6,
+        }
+    }
+
     /// All lanes together.
     pub fn total(&self) -> Traffic {
         self.each().into_iter().map(|(_, traffic)| traffic).sum()
@@ -119,7 +201,8 @@ impl Lanes {
 
     /// Each with its name, in the order of the outputs.
     pub const fn each(&self) -> [(&'static str, Traffic); 4] {
-        [("tcp4", self.tcp4), ("tcp6", self.tcp6), ("udp4", self.udp4), ("udp6", self.udp6)]
+        let [a, b, c, d] = Lane::ALL;
+        [(a.name(), self.tcp4), (b.name(), self.tcp6), (c.name(), self.udp4), (d.name(), self.udp6)]
     }
 }
 

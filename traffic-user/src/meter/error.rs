@@ -153,6 +153,46 @@ pub enum MeterError {
         cause: io::Error,
     },
 
+    /// None of the tools that set rules is installed.
+    #[error("the meter {meter} needs {tools}, and none is installed")]
+    NoTool {
+        /// `nft` or `iptables`.
+        meter: &'static str,
+        /// What was looked for.
+        tools: &'static str,
+    },
+
+    /// A tool that sets or lists rules did not do it.
+    #[error("cannot {doing}: {tool} says: {said}")]
+    Tool {
+        /// What was tried.
+        doing: &'static str,
+        /// Its path.
+        tool: String,
+        /// Its own words, safe to print, or that it hung.
+        said: String,
+    },
+
+    /// Another process held the lock of the rules for too long.
+    #[error("cannot {doing}: another process has held the lock of {tool} for {seconds} s")]
+    Locked {
+        /// What was tried.
+        doing: &'static str,
+        /// Whose lock.
+        tool: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+
+    /// A chain or table of our name that somebody else made or changed.
+    #[error("{what} has our name and is not ours: {reason}")]
+    ForeignRules {
+        /// Table or chain, with its family and back end.
+        what: String,
+        /// What in it is not ours.
+        reason: String,
+    },
+
     /// A question to the kernel about devices and routes failed.
     #[error("cannot {doing} over netlink")]
     Netlink {
@@ -202,6 +242,18 @@ impl MeterError {
             }
             Self::NoCgroup { .. } => "mount cgroup2 or name a folder in it with --cgroup",
             Self::Full { .. } => "`traffic clean` and a new start make room",
+            Self::NoTool { .. } => {
+                "install nftables or iptables with the system's package manager, or choose another --meter"
+            }
+            Self::Tool { .. } => {
+                "`traffic doctor` shows which meters work here; the rules are as they were before"
+            }
+            Self::Locked { .. } => {
+                "see who holds it (`fuser -v /run/xtables.lock`) and try again; the rules are as they were"
+            }
+            Self::ForeignRules { .. } => {
+                "look at it, and rename or remove it by hand: what is not ours is never touched"
+            }
             Self::File { .. } | Self::Netlink { .. } => return None,
         };
         Some(text.to_owned())
