@@ -1,6 +1,11 @@
 //! `traffic run`: attach, count and show until stopped.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ValueEnum;
@@ -8,8 +13,8 @@ use clap::ValueEnum;
 use super::{Common, MOST_GROUPS, groups, host, proxy::ProxyArgs};
 use crate::{
     accounting::ident::Groups,
-    config::interval,
-    daemon::{self, Output, Proxy, Settings, unix_time},
+    config::{Output, interval},
+    daemon::{self, Proxy, Settings, unix_time},
     meter::{
         Lock, MeterError,
         devices::{Facts, Wanted, choose},
@@ -35,10 +40,10 @@ pub(super) struct Args {
     /// Folder in cgroup2, for the cgroup meter. Without it: its root
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
-    /// Time between ticks. Without it: 2s for a table, 10s for JSON
+    /// Time between ticks. Without it: 2s for a table, else 10s
     #[arg(long, value_name = "TIME", value_parser = interval)]
     interval: Option<Duration>,
-    /// What to write at each tick
+    /// What to write at each tick. Without it: a table; none where a service manager started it
     #[arg(long, value_name = "FORM")]
     output: Option<OutputChoice>,
     /// End after so many ticks
@@ -84,17 +89,32 @@ enum OutputChoice {
     Table,
     /// One document a line
     Json,
+    /// Nothing
+    None,
+}
+
+impl OutputChoice {
+    const fn output(self) -> Output {
+        match self {
+            Self::Table => Output::Table,
+            Self::Json => Output::Json,
+            Self::None => Output::None,
+        }
+    }
 }
 
 pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
-    let output = match args.output {
-        Some(OutputChoice::Json) => Output::Json,
-        Some(OutputChoice::Table) => Output::Table,
-        None if common.json => Output::Json,
-        None => Output::Table,
-    };
-    let default = if output == Output::Json { 10 } else { 2 };
     let config = &common.config;
+    let typed = args.output.map(OutputChoice::output).or(common.json.then_some(Output::Json));
+    // A journal is no place for a table that is drawn again and again.
+    let output = typed.or(config.output).unwrap_or_else(|| {
+        if daemon::is_watched() && !io::stdout().is_terminal() {
+            Output::None
+        } else {
+            Output::Table
+        }
+    });
+    let default = if output == Output::Table { 2 } else { 10 };
     let interval = args.interval.or(config.interval).unwrap_or(Duration::from_secs(default));
     let hook = args.meter.map_or(config.meter.flatten(), MeterChoice::hook);
     let cgroup = args.cgroup.or_else(|| config.cgroup.clone());
@@ -108,7 +128,8 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         Wanted::new(globs.unwrap_or(&args.iface)).map_err(|error| anyhow!("--iface: {error}"))?;
     let typed = args.ports.or_else(|| config.ports.clone());
 
-    let state_lock = if args.no_ledger { None } else { Some(state(common)?) };
+    let no_ledger = args.no_ledger || config.ledger == Some(false);
+    let state_lock = if no_ledger { None } else { Some(state(common)?) };
     let _lock = Lock::of_this_netns()?;
     let started = unix_time();
     let place = args.proxy.place(common)?;

@@ -4,6 +4,7 @@
 //! attached, unless the meter was started to persist.
 
 mod control;
+mod notify;
 mod proxy;
 
 use std::{
@@ -27,6 +28,7 @@ use crate::{
         reading::Snapshot,
         report::{DeviceReport, Dump},
     },
+    config::Output,
     fault,
     meter::{
         devices::{Choice, Events, Facts, Wanted, choose},
@@ -38,6 +40,7 @@ use crate::{
 };
 
 pub(crate) use control::{Question, Whose, ask};
+pub(crate) use notify::is_watched;
 pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
@@ -50,15 +53,6 @@ const LOG_PERIOD: Duration = Duration::from_millis(100);
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 /// Lines that a table takes besides those of groups.
 const TABLE_FRAME: usize = 7;
-
-/// What `run` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Output {
-    /// A table that is drawn again at every tick.
-    Table,
-    /// One JSON document a tick on a line of its own.
-    Json,
-}
 
 /// How `run` runs, checked.
 #[derive(Debug)]
@@ -441,11 +435,16 @@ impl Counting {
 
     /// Writes what was read last.
     fn write(&mut self, meter: &EbpfMeter, proxy: Option<&Proxy>) -> Result<()> {
+        self.written += 1;
+        if self.output == Output::None {
+            return Ok(());
+        }
         let snapshot = self.last.clone().context("nothing was read yet")?;
         let report = report(&self.host, meter, snapshot);
         let merged = proxy.map(|proxy| proxy.document(&self.host, &report.snapshot));
         let mut stdout = io::BufWriter::new(io::stdout().lock());
         match self.output {
+            Output::None => {}
             Output::Json => json::dump(&mut stdout, &report, merged.as_ref())?,
             Output::Table => {
                 let shown = self.shown.as_ref();
@@ -469,7 +468,6 @@ impl Counting {
         }
         stdout.flush()?;
         self.shown = Some(report.snapshot);
-        self.written += 1;
         Ok(())
     }
 }
