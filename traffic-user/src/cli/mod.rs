@@ -109,6 +109,8 @@ struct Common {
     state: PathBuf,
     pins: PathBuf,
     config: Config,
+    /// The file that `config` was read from; `None` is the usual place.
+    config_file: Option<PathBuf>,
 }
 
 impl Common {
@@ -122,6 +124,7 @@ impl Common {
             state: choose(global.state, &config.state, DEFAULT_STATE),
             pins: choose(global.pins, &config.pins, DEFAULT_PINS),
             config,
+            config_file: global.config,
         })
     }
 }

@@ -6,6 +6,8 @@
 mod control;
 mod notify;
 mod proxy;
+mod reload;
+mod signals;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -15,9 +17,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
 use crate::{
@@ -44,8 +45,11 @@ pub(crate) use notify::is_watched;
 pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
+pub(crate) use reload::{Fresh, Live, Reload, later};
 
 use control::{Asked, Control};
+use notify::Notify;
+use signals::{Signals, Told};
 
 /// How often the programs' log is looked at, when packets are logged.
 const LOG_PERIOD: Duration = Duration::from_millis(100);
@@ -72,40 +76,19 @@ pub(crate) struct Settings {
     pub(crate) state: Option<PathBuf>,
     /// When this run began, seconds of Unix time: numbers of an epoch that is older are a baseline.
     pub(crate) started: i64,
-}
-
-/// The signals that end the loop.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Stop {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hangup.recv() => "SIGHUP",
-        }
-    }
+    /// Reads the configuration again at SIGHUP; without it, SIGHUP ends.
+    pub(crate) reload: Option<Reload>,
 }
 
 /// Counts until a signal, the end of the reader, or `count`.
 pub(crate) async fn run(
-    settings: Settings,
+    mut settings: Settings,
     mut meter: EbpfMeter,
     mut proxy: Option<Proxy>,
 ) -> Result<()> {
-    let mut stop = Stop::listen().context("cannot listen for signals")?;
+    let mut notify = Notify::from_environment();
+    let mut signals =
+        Signals::listen(settings.reload.is_some()).context("cannot listen for signals")?;
     // Before the first look at the devices, so that a change in between is seen.
     let mut events = Events::listen()?;
     let mut facts = Facts::gather()?;
@@ -129,18 +112,31 @@ pub(crate) async fn run(
     let (finished, mut resets) = mpsc::channel::<Reset>(1);
     let mut counting = Counting::new(&settings);
 
-    let mut ticks = interval_at(Instant::now(), settings.interval);
-    // After a suspend one late tick, not a burst: totals do not care how long the gap was.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut log = interval_at(Instant::now(), LOG_PERIOD);
-    log.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = every(settings.interval);
+    let mut log = every(LOG_PERIOD);
+    let mut rounds = notify.rounds();
 
     loop {
         tokio::select! {
             biased;
-            name = stop.wait() => {
-                tracing::info!(signal = name, "stopping");
-                break;
+            told = signals.wait() => match told {
+                Told::Stop(name) => {
+                    tracing::info!(signal = name, "stopping");
+                    notify.stopping();
+                    break;
+                }
+                Told::Reload => {
+                    notify.reloading();
+                    notify.note(reload::reload(&mut settings, &mut meter, proxy.as_mut()));
+                    follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
+                    // At once: what changed is to be seen.
+                    ticks = every(settings.interval);
+                    continue;
+                }
+            },
+            _ = rounds.tick(), if notify.is_on_guard() => {
+                notify.alive();
+                continue;
             }
             news = events.next() => {
                 match news {
@@ -180,6 +176,7 @@ pub(crate) async fn run(
             tracing::warn!(%error, "the ports of the proxy's new config are not watched");
         }
         counting.tick(&mut meter, proxy.as_mut())?;
+        notify.standing(&standing(&meter));
         counting.write(&meter, proxy.as_ref())?;
         if settings.count == Some(counting.written) {
             return Ok(());
@@ -192,6 +189,20 @@ pub(crate) async fn run(
     }
     counting.tick(&mut meter, proxy.as_mut())?;
     counting.write(&meter, proxy.as_ref())
+}
+
+/// Begins at once. After a suspend there is one late tick, not a burst: totals do not care how long the
+/// gap was.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now(), period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// How counting stands, in a line.
+fn standing(meter: &EbpfMeter) -> String {
+    let devices = meter.devices().map(|device| device.name.as_str());
+    notify::counting(meter.hook().name(), meter.watched().count(), devices)
 }
 
 /// The next question; never, without a socket.
