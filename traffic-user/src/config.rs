@@ -16,7 +16,7 @@ use jiff::tz::TimeZone;
 use toml::de::{DeTable, DeValue};
 
 use crate::accounting::{
-    ident::{GroupError, Groups, Hook},
+    ident::{GroupError, Groups, MeterKind},
     period::{Counting, Unit},
     retention::{Keep, Retention},
 };
@@ -69,8 +69,8 @@ pub struct Config {
     pub ports: Option<Groups>,
     /// Globs of devices.
     pub iface: Option<Vec<String>>,
-    /// Which hook; `Some(None)` is `auto`.
-    pub meter: Option<Option<Hook>>,
+    /// Who counts; `Some(None)` is `auto`.
+    pub meter: Option<Option<MeterKind>>,
     /// Folder in cgroup2.
     pub cgroup: Option<PathBuf>,
     /// Time between ticks.
@@ -204,7 +204,7 @@ impl Config {
                 (checks.iface)(&globs)?;
                 self.iface = Some(globs);
             }
-            "meter" => self.meter = Some(hook(text(value)?)?),
+            "meter" => self.meter = Some(meter(text(value)?)?),
             "cgroup" => self.cgroup = Some(text(value)?.into()),
             "interval" => self.interval = Some(interval(text(value)?)?),
             "output" => self.output = Some(values::output(value)?),
@@ -296,20 +296,21 @@ fn groups(value: &DeValue<'_>, most: usize) -> Result<Groups, String> {
     Groups::parse(&joined, most).map_err(|error: GroupError| error.to_string())
 }
 
-fn hook(name: &str) -> Result<Option<Hook>, String> {
+fn meter(name: &str) -> Result<Option<MeterKind>, String> {
     if name == "auto" {
         return Ok(None);
     }
-    Hook::ALL
+    MeterKind::ALL
         .into_iter()
-        .find(|hook| hook.name() == name)
+        .find(|kind| kind.name() == name)
         .map(Some)
-        .ok_or_else(|| "write auto, tcx, tc or cgroup".to_owned())
+        .ok_or_else(|| "write auto, tcx, tc, cgroup, nft or iptables".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accounting::ident::Hook;
 
     fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
         let checks = Checks {
@@ -337,7 +338,7 @@ mod tests {
         assert_eq!(told, KEYS);
         assert_eq!(config.ports.unwrap().len(), 2);
         assert_eq!(config.iface.unwrap(), ["eth*"]);
-        assert_eq!(config.meter, Some(Some(Hook::Tc)));
+        assert_eq!(config.meter, Some(Some(MeterKind::Ebpf(Hook::Tc))));
         assert_eq!(config.cgroup, Some("/c".into()));
         assert_eq!(config.interval, Some(Duration::from_secs(10)));
         assert_eq!(config.persist, Some(true));

@@ -14,5 +14,6 @@ pub mod proxy;
 pub mod reading;
 pub mod report;
 pub mod retention;
+pub mod rules;
 pub mod stats;
 pub mod units;

@@ -5,6 +5,7 @@ mod completions;
 mod config;
 mod doctor;
 mod dump;
+mod iptables;
 mod ports;
 mod proxy;
 mod reset;
@@ -12,12 +13,12 @@ mod run;
 mod stats;
 
 use std::{
-    io::{self, Write as _},
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
@@ -89,6 +90,8 @@ enum Verb {
     Dump,
     /// Show what kernel and proxy say of groups and users, merged
     Stats(stats::Args),
+    /// Show what rules of nftables or iptables counted, where eBPF cannot run, and clean up after them
+    Iptables(iptables::Args),
     /// Show all configured ports with their traffic
     Ports(ports::Args),
     /// Begin anew: set counters of the proxy to zero, and our own numbers with them
@@ -155,6 +158,7 @@ pub fn run() -> Result<ExitCode> {
         Verb::Run(args) => run::run(&common, args),
         Verb::Dump => dump::run(&common),
         Verb::Stats(args) => stats::run(&common, &args),
+        Verb::Iptables(args) => iptables::run(&common, &args),
         Verb::Ports(args) => ports::run(&common, &args),
         Verb::Reset(args) => reset::run(&common, &args),
         Verb::Clean(args) => clean::run(&common, &args),
@@ -176,7 +180,7 @@ fn log_to_stderr(global: &Global) {
         Color::Never => false,
         Color::Auto => {
             std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-                && io::IsTerminal::is_terminal(&io::stderr())
+                && io::stderr().is_terminal()
         }
     };
     tracing_subscriber::fmt()
@@ -199,6 +203,19 @@ fn host() -> String {
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Asks on the terminal. Anything but a yes is a no.
+fn agreed(question: &str) -> Result<bool> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        bail!("this is asked about on a terminal\n  remedy: give --yes in scripts");
+    }
+    let mut stderr = io::stderr();
+    write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush()).context("cannot ask")?;
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
 }
 
 /// Writes a result to stdout.

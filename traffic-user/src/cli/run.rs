@@ -12,13 +12,12 @@ use clap::ValueEnum;
 
 use super::{CHECKS, Common, MOST_GROUPS, groups, host, proxy::ProxyArgs};
 use crate::{
-    accounting::ident::Groups,
+    accounting::ident::{Groups, Hook, MeterKind},
     config::{Config, Output, interval},
     daemon::{self, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, unix_time},
     meter::{
-        Lock, MeterError,
+        Lock, Meter, MeterError, Options,
         devices::{Facts, Wanted, choose},
-        ebpf::{EbpfMeter, Hook, Options},
         listening::listening,
     },
 };
@@ -34,7 +33,7 @@ pub(super) struct Args {
     /// Devices to count on (globs). Without it: those with a default route, followed as they change
     #[arg(long, value_name = "GLOB", num_args = 1.., value_delimiter = ',')]
     iface: Vec<String>,
-    /// Which hook counts. Without it: auto
+    /// What counts. Without it: auto
     #[arg(long, value_name = "METER")]
     meter: Option<MeterChoice>,
     /// Folder in cgroup2, for the cgroup meter. Without it: its root
@@ -70,16 +69,22 @@ enum MeterChoice {
     Tc,
     /// Sockets of a cgroup
     Cgroup,
+    /// Rules of nftables: where eBPF cannot run
+    Nft,
+    /// Rules of iptables: the last resort
+    Iptables,
 }
 
 impl MeterChoice {
-    const fn hook(self) -> Option<Hook> {
-        match self {
-            Self::Auto => None,
-            Self::Tcx => Some(Hook::Tcx),
-            Self::Tc => Some(Hook::Tc),
-            Self::Cgroup => Some(Hook::Cgroup),
-        }
+    const fn kind(self) -> Option<MeterKind> {
+        Some(match self {
+            Self::Auto => return None,
+            Self::Tcx => MeterKind::Ebpf(Hook::Tcx),
+            Self::Tc => MeterKind::Ebpf(Hook::Tc),
+            Self::Cgroup => MeterKind::Ebpf(Hook::Cgroup),
+            Self::Nft => MeterKind::Nft,
+            Self::Iptables => MeterKind::Iptables,
+        })
     }
 }
 
@@ -116,13 +121,13 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     });
     let place = args.proxy.place(common)?;
     let live = live(&args, config, output, place.as_ref())?;
-    let hook = args.meter.map_or(config.meter.flatten(), MeterChoice::hook);
+    let kind = args.meter.map_or(config.meter.flatten(), MeterChoice::kind);
     let cgroup = args.cgroup.clone().or_else(|| config.cgroup.clone());
-    if cgroup.is_some() && !matches!(hook, None | Some(Hook::Cgroup)) {
+    if cgroup.is_some() && !matches!(kind, None | Some(MeterKind::Ebpf(Hook::Cgroup))) {
         bail!("--cgroup goes with --meter cgroup (or auto)");
     }
     // A path in cgroup2 says which meter is meant.
-    let hook = if cgroup.is_some() { Some(Hook::Cgroup) } else { hook };
+    let kind = if cgroup.is_some() { Some(MeterKind::Ebpf(Hook::Cgroup)) } else { kind };
     let no_ledger = args.no_ledger || config.ledger == Some(false);
     let state_lock = if no_ledger { None } else { Some(state(common)?) };
     let _lock = Lock::of_this_netns()?;
@@ -141,12 +146,12 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     check_devices(&live.wanted)?;
     let persist = args.persist || config.persist == Some(true);
     let options =
-        Options { hook, cgroup, persist, pins: common.pins.clone(), log: args.log_packets };
+        Options { kind, cgroup, persist, pins: common.pins.clone(), log: args.log_packets };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let meter = EbpfMeter::start(&options, &groups)?;
+    let meter = Meter::start(&options, &groups)?;
     if let Some(proxy) = &mut proxy
         && let Err(error) = proxy.watch()
     {

@@ -32,8 +32,8 @@ use crate::{
     config::Output,
     fault,
     meter::{
+        Meter,
         devices::{Choice, Events, Facts, Wanted, choose},
-        ebpf::{EbpfMeter, Hook},
         listening::listening,
         proxy::{Address, ProxyMeter, boot_time},
     },
@@ -83,7 +83,7 @@ pub(crate) struct Settings {
 /// Counts until a signal, the end of the reader, or `count`.
 pub(crate) async fn run(
     mut settings: Settings,
-    mut meter: EbpfMeter,
+    mut meter: Meter,
     mut proxy: Option<Proxy>,
 ) -> Result<()> {
     let mut notify = Notify::from_environment();
@@ -93,7 +93,7 @@ pub(crate) async fn run(
     let mut events = Events::listen()?;
     let mut facts = Facts::gather()?;
     let choice = choose(&facts, &settings.wanted);
-    if meter.hook() != Hook::Cgroup && choice.devices.is_empty() {
+    if meter.kind().on_devices() && choice.devices.is_empty() {
         tracing::warn!("no device has a default route yet: counting begins when one does");
     }
     if let Err(error) = follow(&mut meter, &choice, true) {
@@ -200,9 +200,9 @@ fn every(period: Duration) -> Interval {
 }
 
 /// How counting stands, in a line.
-fn standing(meter: &EbpfMeter) -> String {
+fn standing(meter: &Meter) -> String {
     let devices = meter.devices().map(|device| device.name.as_str());
-    notify::counting(meter.hook().name(), meter.watched().count(), devices)
+    notify::counting(meter.kind().name(), meter.watched().count(), devices)
 }
 
 /// The next question; never, without a socket.
@@ -220,7 +220,7 @@ pub(crate) fn unix_time() -> i128 {
 }
 
 /// A proxy that was started after us: looked for now and then, where none was named.
-fn find_later(settings: &Settings, meter: &mut EbpfMeter, looked: &mut Instant) -> Option<Proxy> {
+fn find_later(settings: &Settings, meter: &mut Meter, looked: &mut Instant) -> Option<Proxy> {
     let place = settings.proxy.clone().filter(|_| looked.elapsed() >= LOOK_PERIOD)?;
     *looked = Instant::now();
     let found = match Proxy::find(place, Groups::default(), settings.interval, unix_time()) {
@@ -256,7 +256,7 @@ struct Reset {
 
 impl Reset {
     /// Begins anew on our side, once the other side has.
-    fn settle(self, counting: &mut Counting, meter: &mut EbpfMeter, proxy: Option<&mut Proxy>) {
+    fn settle(self, counting: &mut Counting, meter: &mut Meter, proxy: Option<&mut Proxy>) {
         let Self { asked, whose, outcome, boot } = self;
         let settled = proxy.context("no proxy is known any more").and_then(|proxy| {
             counting.tick(meter, Some(&mut *proxy))?;
@@ -367,12 +367,13 @@ pub(crate) fn zero(address: Address, names: Option<Vec<CounterName>>) -> Zeroed 
 
 /// Counts on the chosen devices. At the start a device that cannot be counted is an error if it
 /// leaves nothing to count; later it is a warning.
-fn follow(meter: &mut EbpfMeter, choice: &Choice, first: bool) -> Result<()> {
+fn follow(meter: &mut Meter, choice: &Choice, first: bool) -> Result<()> {
     for (device, reason) in &choice.left_out {
         tracing::debug!(%device, %reason, "left out");
     }
     let mut errors = meter.count_on(choice);
-    if first && meter.devices().next().is_none() && !errors.is_empty() {
+    let none = meter.devices().next().is_none();
+    if first && none && !errors.is_empty() {
         return Err(errors.swap_remove(0).into());
     }
     for error in errors {
@@ -385,7 +386,7 @@ fn follow(meter: &mut EbpfMeter, choice: &Choice, first: bool) -> Result<()> {
 }
 
 /// Watches ports that something began to listen on. One that is watched stays so.
-fn follow_listeners(meter: &mut EbpfMeter) -> Result<()> {
+fn follow_listeners(meter: &mut Meter) -> Result<()> {
     let listening = listening()?;
     let watched: Vec<_> = meter.watched().map(|group| (**group).clone()).collect();
     let known = Groups::new(watched, usize::MAX)?;
@@ -430,8 +431,11 @@ impl Counting {
     }
 
     /// Reads the kernel's meter and merges what it says.
-    fn tick(&mut self, meter: &mut EbpfMeter, proxy: Option<&mut Proxy>) -> Result<()> {
+    fn tick(&mut self, meter: &mut Meter, proxy: Option<&mut Proxy>) -> Result<()> {
         let snapshot = meter.read()?;
+        for loss in meter.losses() {
+            tracing::warn!(meter = snapshot.meter, "{loss}");
+        }
         if let Some(proxy) = proxy {
             let first = First::when(snapshot.since, self.started);
             let (deltas, anomalies) = diff(self.last.as_ref(), &snapshot, first);
@@ -445,7 +449,7 @@ impl Counting {
     }
 
     /// Writes what was read last.
-    fn write(&mut self, meter: &EbpfMeter, proxy: Option<&Proxy>) -> Result<()> {
+    fn write(&mut self, meter: &Meter, proxy: Option<&Proxy>) -> Result<()> {
         self.written += 1;
         if self.output == Output::None {
             return Ok(());
@@ -484,8 +488,8 @@ impl Counting {
 }
 
 /// What a meter says, with what is needed to understand it.
-fn report(host: &str, meter: &EbpfMeter, snapshot: Snapshot) -> Dump {
-    let hook = meter.hook().name();
+fn report(host: &str, meter: &Meter, snapshot: Snapshot) -> Dump {
+    let hook = meter.kind().name();
     let devices = meter
         .devices()
         .map(|device| DeviceReport {
@@ -495,7 +499,7 @@ fn report(host: &str, meter: &EbpfMeter, snapshot: Snapshot) -> Dump {
         })
         .collect();
     let passed_over =
-        meter.passed_over().iter().map(|(hook, why)| (hook.name(), why.clone())).collect();
+        meter.passed_over().iter().map(|(kind, why)| (kind.name(), why.clone())).collect();
     Dump { host: host.to_owned(), snapshot, devices, passed_over }
 }
 

@@ -10,7 +10,7 @@ use super::{Proxy, ProxyPlace, Settings};
 use crate::{
     accounting::ident::Groups,
     config::Config,
-    meter::{devices::Wanted, ebpf::EbpfMeter, listening::listening},
+    meter::{Meter, devices::Wanted, listening::listening},
 };
 
 /// Keys that a reload puts into force.
@@ -55,7 +55,7 @@ pub(crate) fn later(before: &Config, now: &Config) -> Vec<&'static str> {
 /// Reads the configuration again and puts it into force. Gives what should be known about it.
 pub(super) fn reload(
     settings: &mut Settings,
-    meter: &mut EbpfMeter,
+    meter: &mut Meter,
     proxy: Option<&mut Proxy>,
 ) -> Option<String> {
     let read = settings.reload.as_ref().map(|reload| (reload.0)())?;
@@ -84,7 +84,7 @@ pub(super) fn reload(
 fn put_into_force(
     live: Live,
     settings: &mut Settings,
-    meter: &mut EbpfMeter,
+    meter: &mut Meter,
     proxy: Option<&mut Proxy>,
 ) -> Result<()> {
     let Live { typed, wanted, interval, proxy: place } = live;

@@ -63,6 +63,7 @@ const MODULES: &[(&str, &[&str])] = &[
         ],
     ),
     ("stats_factory", &["accounting", "proxy_config", "meter", "daemon"]),
+    ("rule_traffic", &["accounting", "meter"]),
     ("main", &["cli", "meter"]),
     (
         "lib",
@@ -79,6 +80,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "daemon",
             "cli",
             "stats_factory",
+            "rule_traffic",
         ],
     ),
 ];
