@@ -9,6 +9,7 @@ mod devices;
 mod kernels;
 mod lifecycle;
 mod listening;
+mod nft;
 mod proxy;
 mod stats;
 mod takeover;

@@ -8,6 +8,7 @@ pub mod host;
 pub mod listening;
 mod lock;
 mod netlink;
+pub mod nft;
 pub mod proxy;
 
 pub use error::MeterError;
