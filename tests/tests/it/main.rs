@@ -10,6 +10,7 @@ mod devices;
 mod kernels;
 mod lifecycle;
 mod listening;
+mod nft;
 mod proxy;
 mod service;
 mod stats;
