@@ -7,6 +7,7 @@ mod cli;
 mod coexist;
 mod config;
 mod devices;
+mod fallback;
 mod kernels;
 mod lifecycle;
 mod listening;
