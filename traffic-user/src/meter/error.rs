@@ -193,6 +193,13 @@ pub enum MeterError {
         reason: String,
     },
 
+    /// Rules of an earlier run that shall go on, and this one does not take them over.
+    #[error("rules of an earlier run with --persist go on counting ({meter})")]
+    LeftRules {
+        /// `nft` or `iptables`.
+        meter: &'static str,
+    },
+
     /// A question to the kernel about devices and routes failed.
     #[error("cannot {doing} over netlink")]
     Netlink {
@@ -253,6 +260,9 @@ impl MeterError {
             }
             Self::ForeignRules { .. } => {
                 "look at it, and rename or remove it by hand: what is not ours is never touched"
+            }
+            Self::LeftRules { .. } => {
+                "take them over with --persist, or take them off with `traffic clean`"
             }
             Self::File { .. } | Self::Netlink { .. } => return None,
         };

@@ -5,6 +5,7 @@ pub mod devices;
 pub mod ebpf;
 mod error;
 pub mod host;
+pub mod iptables;
 pub mod listening;
 mod lock;
 mod netlink;

@@ -1,0 +1,1 @@
+//! Rules that multi-v2ray leaves behind.
