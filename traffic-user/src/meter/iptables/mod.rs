@@ -6,6 +6,7 @@
 //! ([`Layer::L3Skb`]). Rules of others are never touched.
 
 mod clean;
+mod foreign;
 mod installed;
 mod parse;
 mod repair;
@@ -19,6 +20,7 @@ use std::{
 };
 
 pub use clean::{clean, clean_port};
+pub use foreign::{ForeignRule, foreign, remove_foreign};
 pub use installed::Installed;
 pub use rules::Family;
 pub use tool::Backend;
