@@ -401,6 +401,7 @@ impl Ours {
     }
 
     /// What to add for a group.
+    #[cfg(test)]
     pub(super) fn carry(&self, group: &str) -> Carry {
         self.carries.iter().find(|(name, _)| name == group).map_or_else(Carry::default, |c| c.1)
     }
