@@ -6,6 +6,7 @@ mod cgroup;
 mod cli;
 mod coexist;
 mod devices;
+mod iptables;
 mod kernels;
 mod lifecycle;
 mod listening;
