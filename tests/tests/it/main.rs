@@ -8,6 +8,7 @@ mod coexist;
 mod config;
 mod devices;
 mod fallback;
+mod iptables;
 mod kernels;
 mod lifecycle;
 mod listening;

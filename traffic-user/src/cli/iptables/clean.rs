@@ -111,7 +111,7 @@ fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
     let (mut going, mut kept) = (Vec::new(), Vec::new());
     if args.yes {
         if !common.json {
-            for rule in rules.iter().filter(|rule| rule.opens().is_some()) {
+            for rule in rules.iter().filter(|rule| rule.opens.is_some()) {
                 print(&format!("{}\n", line(rule)))?;
             }
         }
@@ -142,16 +142,27 @@ fn eprint_lines(rules: &[ForeignRule]) -> Result<()> {
 
 /// One rule, what it is, and what depends on it.
 fn line(rule: &ForeignRule) -> String {
-    match rule.opens() {
-        None => rule.to_string(),
-        Some(reason) => format!("{rule}\n    ATTENTION: {reason}"),
+    match &rule.opens {
+        None => text(rule),
+        Some(reason) => format!("{}\n    ATTENTION: {reason}", text(rule)),
     }
+}
+
+fn text(rule: &ForeignRule) -> String {
+    format!(
+        "{} ({}, {}; {} packets, {} bytes)",
+        rule.text,
+        rule.family.name(),
+        rule.backend.name(),
+        rule.packets,
+        rule.bytes
+    )
 }
 
 fn decisions(rules: Vec<ForeignRule>) -> Vec<Decision> {
     let mut by_port: BTreeMap<(u16, bool), Vec<ForeignRule>> = BTreeMap::new();
     for rule in rules {
-        by_port.entry((rule.port(), rule.opens().is_some())).or_default().push(rule);
+        by_port.entry((rule.port, rule.opens.is_some())).or_default().push(rule);
     }
     by_port
         .into_iter()
