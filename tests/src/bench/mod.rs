@@ -184,7 +184,11 @@ impl Plan {
 
     /// Rounds of a way under a load.
     fn rounds_of(&self, way: Way, load: Load) -> u32 {
-        let slow = matches!(way, Way::IptablesNft | Way::IptablesLegacy) && load.ports > 100;
+        let slow = match way {
+            Way::IptablesNft | Way::IptablesLegacy => load.ports > 100,
+            Way::NftMeter => load.ports > 1000,
+            _ => false,
+        };
         if slow { self.slow_rounds.min(self.path_rounds) } else { self.path_rounds }
     }
 }

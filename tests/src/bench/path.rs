@@ -27,13 +27,14 @@ const STEP: u32 = 64;
 const MOST_PACKETS: f64 = (1 << 20) as f64;
 
 /// Ways that can be put in place and taken away in one namespace.
-const INTERLEAVED: [Way; 9] = [
+const INTERLEAVED: [Way; 10] = [
     Way::None,
     Way::NoneAgain,
     Way::Empty,
     Way::Tcx,
     Way::Tc,
     Way::Cgroup,
+    Way::NftMeter,
     Way::NftRule,
     Way::NftSet,
     Way::IptablesNft,
@@ -44,6 +45,7 @@ const MOST_SPREAD: f64 = 50.0;
 const PART_OF_RULE: f64 = 0.5;
 const PART_OF_SET: f64 = 0.25;
 const TIMES_IPTABLES: f64 = 500.0;
+const TIMES_ONE_PORT: f64 = 1.1;
 const RESOLVED: f64 = 5.0;
 
 /// How many ports are watched, and whether the packets hit the last one or all.
@@ -144,12 +146,12 @@ impl Stand<'_> {
         other.ns.run(|| {
             self.processors.step_aside()?;
             let _sockets = Deaf::bind(hit)?;
-            let installed = legacy.install(&other, &ports, self.cgroup.path())?;
+            let mut installed = legacy.install(&other, &ports, self.cgroup.path())?;
             for round in rounds {
                 let none = lab.ns.run(|| self.cell(lab, Way::None, &ports, &injector, false))?;
                 self.rounds.record((load, Way::None), round, none);
                 let verified = round == plan.path_rounds;
-                let value = self.timed(&other, &installed, &injector, legacy, verified)?;
+                let value = self.timed(&other, &mut installed, &injector, legacy, verified)?;
                 self.rounds.record((load, legacy), round, value);
             }
             anyhow::Ok(())
@@ -168,8 +170,8 @@ impl Stand<'_> {
         verify: bool,
     ) -> Result<f64> {
         self.processors.step_aside()?;
-        let installed = way.install(lab, ports, self.cgroup.path())?;
-        let nanoseconds = self.timed(lab, &installed, injector, way, verify)?;
+        let mut installed = way.install(lab, ports, self.cgroup.path())?;
+        let nanoseconds = self.timed(lab, &mut installed, injector, way, verify)?;
         installed.remove()?;
         Ok(nanoseconds)
     }
@@ -178,7 +180,7 @@ impl Stand<'_> {
     fn timed(
         &self,
         lab: &Lab,
-        installed: &Installed,
+        installed: &mut Installed,
         injector: &Injector,
         way: Way,
         verify: bool,
@@ -365,6 +367,22 @@ fn targets(loads: &[Load], over: &impl Fn(Load, Way) -> Option<Estimate>) -> Vec
             format!("{} times less", number(times)),
             times >= TIMES_IPTABLES,
         );
+    }
+    let nft = |load: &Load| Some((load.ports, over(*load, Way::NftMeter)?.median));
+    let few = hit().filter_map(nft).min_by_key(|(ports, _)| *ports);
+    let many = hit().filter_map(nft).max_by_key(|(ports, _)| *ports);
+    if let (Some((few, one)), Some((most, all))) = (few, many) {
+        let (few, most) = (number(few.into()), number(most.into()));
+        add(
+            &format!("our nft rules: {most} ports cost at most 1.1 times as much as {few}"),
+            format!("{:.2} times", all / one),
+            all / one <= TIMES_ONE_PORT,
+        );
+    }
+    let part =
+        |load: &Load| Some(over(*load, Way::NftMeter)?.median / over(*load, Way::NftSet)?.median);
+    if let Some(most) = hit().filter_map(part).max_by(f64::total_cmp) {
+        add("our nft rules: no dearer than a set", format!("at most {most:.2} of it"), most <= 1.0);
     }
     let spread = loads.iter().filter(|load| load.spread);
     if let Some((load, estimate)) = worst(spread.map(|load| (load, over(*load, Way::Tcx)))) {

@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use traffic_user::meter::ebpf::{EbpfMeter, Hook};
+use traffic_user::meter::{
+    ebpf::{EbpfMeter, Hook},
+    nft::NftMeter,
+};
 
 use super::{
     Plan,
@@ -35,6 +38,10 @@ enum Way {
     Sums,
     /// A whole snapshot with the groups' names, as the outputs get it.
     Snapshot,
+    /// A whole snapshot of our nft meter.
+    NftMeter,
+    /// No reading, but beside it: setting the rules of our nft meter.
+    NftStart,
     /// `nft -j list` of a set with counters.
     NftSet,
     /// `iptables-nft-save -c`.
@@ -44,13 +51,22 @@ enum Way {
 }
 
 impl Way {
-    const ALL: [Self; 5] =
-        [Self::Sums, Self::Snapshot, Self::NftSet, Self::IptablesNft, Self::IptablesLegacy];
+    const ALL: [Self; 7] = [
+        Self::Sums,
+        Self::Snapshot,
+        Self::NftMeter,
+        Self::NftStart,
+        Self::NftSet,
+        Self::IptablesNft,
+        Self::IptablesLegacy,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Sums => "traffic, sums of all counters",
             Self::Snapshot => "traffic, a whole snapshot",
+            Self::NftMeter => "traffic with nft, a whole snapshot",
+            Self::NftStart => "traffic with nft, setting its rules",
             Self::NftSet => "nft -j list set",
             Self::IptablesNft => "iptables-nft-save -c",
             Self::IptablesLegacy => "iptables-legacy-save -c",
@@ -66,6 +82,9 @@ pub(super) fn measure(plan: &Plan) -> Result<Section> {
     let mut rounds = Rounds::default();
     ns.run(|| ours(plan, &mut rounds)).context("read counters of ours")?;
     for ports in RULES {
+        NetNs::new()
+            .run(|| nft_meter(plan, ports, &mut rounds))
+            .with_context(|| format!("count {ports} ports with nft"))?;
         listed(plan, ports, &mut rounds).with_context(|| format!("list rules of {ports} ports"))?;
     }
     Ok(report(&rounds))
@@ -113,6 +132,22 @@ fn repeated(time: Duration, mut read: impl FnMut() -> Result<()>) -> Result<f64>
         times += 1;
     }
     Ok(begin.elapsed().as_secs_f64() * 1e6 / f64::from(times.max(1)))
+}
+
+fn nft_meter(plan: &Plan, count: u16, rounds: &mut Rounds<Cell>) -> Result<()> {
+    let groups = ways::groups(&ports(count))?;
+    for round in 0..plan.listing_rounds {
+        let begin = Instant::now();
+        let mut meter = NftMeter::start(&groups, false)?;
+        rounds.record((Way::NftStart, count), round, begin.elapsed().as_secs_f64() * 1e6);
+        let reading = repeated(plan.reading_time, || {
+            let snapshot = meter.read()?;
+            ensure!(snapshot.groups.len() == usize::from(count), "groups are missing");
+            Ok(())
+        })?;
+        rounds.record((Way::NftMeter, count), round, reading);
+    }
+    Ok(())
 }
 
 fn listed(plan: &Plan, count: u16, rounds: &mut Rounds<Cell>) -> Result<()> {
@@ -196,6 +231,18 @@ fn report(rounds: &Rounds<Cell>) -> Section {
         measured: format!("{} us", estimate.text()),
         kept: estimate.median <= MOST_MICROSECONDS,
     });
+    let fallback = [
+        ("our nft rules: reading 1,024 groups takes at most 50 ms", Way::NftMeter, 50.0),
+        ("our nft rules: setting 1,024 groups takes at most 300 ms", Way::NftStart, 300.0),
+    ];
+    let fallback = fallback.into_iter().filter_map(|(promise, way, limit)| {
+        let milliseconds = rounds.of(&(way, 1024))?.median / 1000.0;
+        Some(Target {
+            promise: promise.to_owned(),
+            measured: format!("{milliseconds:.1} ms"),
+            kept: milliseconds <= limit,
+        })
+    });
     Section {
         name: "reading",
         title: "Reading all counters".to_owned(),
@@ -207,6 +254,6 @@ fn report(rounds: &Rounds<Cell>) -> Section {
         tables: vec![Table { title: "us, by watched groups of one port".to_owned(), head, rows }],
         charts: vec![chart],
         json,
-        targets: target.into_iter().collect(),
+        targets: target.into_iter().chain(fallback).collect(),
     }
 }

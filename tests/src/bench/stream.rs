@@ -216,16 +216,16 @@ fn run(
 ) -> Result<Transfer> {
     wire.lab.ns.run(|| {
         processors.step_aside()?;
-        let installed = way.install(&wire.lab, ports, cgroup.path())?;
+        let mut installed = way.install(&wire.lab, ports, cgroup.path())?;
         let transfer = wire.transfer(plan.stream_time, processors)?;
-        check(&installed, way, transfer.bytes)?;
+        check(&mut installed, way, transfer.bytes)?;
         installed.remove()?;
         Ok(transfer)
     })
 }
 
 /// Every way but nothing must have counted at least the payload.
-fn check(installed: &Installed, way: Way, payload: u64) -> Result<()> {
+fn check(installed: &mut Installed, way: Way, payload: u64) -> Result<()> {
     if let Some((_, bytes)) = installed.counted()? {
         ensure!(bytes >= payload, "{} counted {bytes} bytes of {payload}", way.name());
     }

@@ -5,7 +5,10 @@ use std::{os::fd::OwnedFd, path::Path};
 use anyhow::{Context as _, Result, ensure};
 use traffic_user::{
     accounting::ident::{Group, Groups, Transport},
-    meter::ebpf::{EbpfMeter, Hook, Options},
+    meter::{
+        ebpf::{EbpfMeter, Hook, Options},
+        nft::NftMeter,
+    },
 };
 
 use super::{
@@ -29,6 +32,8 @@ pub(super) enum Way {
     Tc,
     /// Ours at a cgroup.
     Cgroup,
+    /// Ours with nftables rules.
+    NftMeter,
     /// One nftables rule with a counter, for one of the ports.
     NftRule,
     /// An nftables set with a counter for each port.
@@ -50,6 +55,7 @@ impl Way {
             Self::Tcx => "traffic at tcx",
             Self::Tc => "traffic at tc (clsact)",
             Self::Cgroup => "traffic at a cgroup",
+            Self::NftMeter => "traffic with nft",
             Self::NftRule => "nft, a single rule",
             Self::NftSet => "nft, a set with counters",
             Self::IptablesNft => "iptables-nft",
@@ -71,6 +77,9 @@ impl Way {
             Self::Tcx => ours(lab, ports, Hook::Tcx, cgroup),
             Self::Tc => ours(lab, ports, Hook::Tc, cgroup),
             Self::Cgroup => ours(lab, ports, Hook::Cgroup, cgroup),
+            Self::NftMeter => {
+                Ok(Installed::OursNft(Box::new(NftMeter::start(&groups(ports)?, false)?)))
+            }
             Self::NftRule => nft(rules::nft_rule(ports.last().copied().unwrap_or(1))),
             Self::NftSet => nft(rules::nft_set(ports)),
             Self::IptablesNft => iptables("nft", ports),
@@ -88,6 +97,8 @@ pub(super) enum Installed {
     Links { _links: [OwnedFd; 2] },
     /// Ours.
     Ours(Box<EbpfMeter>),
+    /// Ours, with its table.
+    OursNft(Box<NftMeter>),
     /// A table.
     Nft,
     /// Rules of this back end.
@@ -96,7 +107,7 @@ pub(super) enum Installed {
 
 impl Installed {
     /// Packets and bytes that entered and were counted; `None` where nothing counts.
-    pub(super) fn counted(&self) -> Result<Option<(u64, u64)>> {
+    pub(super) fn counted(&mut self) -> Result<Option<(u64, u64)>> {
         match self {
             Self::Nothing | Self::Links { .. } => Ok(None),
             Self::Ours(meter) => {
@@ -104,6 +115,10 @@ impl Installed {
                 meter.sum_into(&mut words)?;
                 let sum = |at: usize| words.iter().skip(at).step_by(4).sum();
                 Ok(Some((sum(1), sum(0))))
+            }
+            Self::OursNft(meter) => {
+                let total = meter.read()?.total();
+                Ok(Some((total.input_packets, total.input_bytes)))
             }
             Self::Nft => {
                 let text = lab::run(&["nft", "-j", "list", "ruleset"], "")?;
@@ -120,7 +135,7 @@ impl Installed {
     /// Takes it away.
     pub(super) fn remove(self) -> Result<()> {
         match self {
-            Self::Nothing | Self::Links { .. } | Self::Ours(_) => {}
+            Self::Nothing | Self::Links { .. } | Self::Ours(_) | Self::OursNft(_) => {}
             Self::Nft | Self::Iptables("nft") => {
                 lab::run(&["nft", "flush", "ruleset"], "")?;
             }

@@ -54,12 +54,15 @@ impl About {
                 None => entry.watched = false,
             }
         }
-        let mut next = entries.iter().map(|entry| entry.id).max().unwrap_or(0);
         let known: HashSet<_> = self.entries.iter().map(|entry| key(&entry.group)).collect();
-        for group in groups.iter().filter(|group| !known.contains(&key(group))) {
-            next += 1;
-            entries.push(Entry { id: next, group: Arc::new(group.clone()), watched: true });
-        }
+        let fresh = groups.iter().filter(|group| !known.contains(&key(group)));
+        let first = entries.iter().map(|entry| entry.id).max().unwrap_or(0).saturating_add(1);
+        let fresh = (first..).zip(fresh).map(|(id, group)| Entry {
+            id,
+            group: Arc::new(group.clone()),
+            watched: true,
+        });
+        entries.extend(fresh);
         Self { entries, ..self.clone() }
     }
 

@@ -1,6 +1,6 @@
 //! Rules that count without a daemon: read, and taken off.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, fmt::Write as _, path::Path, sync::Arc};
 
 use super::{
     about::{About, Entry},
@@ -122,12 +122,11 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
     if said.is_empty() || dry_run {
         return Ok(said);
     }
-    let rest = About { entries, ..about.clone() };
+    let rest = About { entries, ..about };
     let (mut script, _) = ruleset::change(&about, &rest, size_of(&found));
-    for name in ruleset::counters(&about) {
-        if !ruleset::counters(&rest).any(|other| other == name) {
-            script.push_str(&format!("delete counter inet {TABLE} {name}\n"));
-        }
+    let stay: HashSet<String> = ruleset::counters(&rest).collect();
+    for name in ruleset::counters(&about).filter(|name| !stay.contains(name)) {
+        let _ = writeln!(script, "delete counter inet {TABLE} {name}");
     }
     apply(&tool()?, "remove nft rules", &script)?;
     Ok(said)
