@@ -56,7 +56,7 @@ impl Site {
 
     fn restore(&self, tool: &str, lines: &str) {
         use std::io::Write as _;
-        let program = traffic_tests::need::tool(&self.name(tool, "-restore")).expect("a tool");
+        let program = need::tool(&self.name(tool, "-restore")).expect("a tool");
         let mut child = self
             .here
             .ns

@@ -15,6 +15,8 @@ use clap::Subcommand;
 use super::Common;
 
 #[derive(Debug, clap::Args)]
+// The options of `port` are its own as well, under the same name.
+#[group(skip)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
     #[command(subcommand)]
