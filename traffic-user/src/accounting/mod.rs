@@ -5,10 +5,12 @@
 
 pub mod anomaly;
 pub mod attribute;
+pub mod billing;
 pub mod delta;
 pub mod frame;
 pub mod ident;
 pub mod payload;
+pub mod period;
 pub mod proxy;
 pub mod reading;
 pub mod report;
