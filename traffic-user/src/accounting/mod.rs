@@ -15,4 +15,6 @@ pub mod proxy;
 pub mod reading;
 pub mod report;
 pub mod stats;
+pub mod subject;
 pub mod units;
+pub mod usage;
