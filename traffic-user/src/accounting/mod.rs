@@ -14,6 +14,7 @@ pub mod period;
 pub mod proxy;
 pub mod reading;
 pub mod report;
+pub mod retention;
 pub mod stats;
 pub mod subject;
 pub mod units;

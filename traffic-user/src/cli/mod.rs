@@ -2,6 +2,7 @@
 
 mod clean;
 mod completions;
+mod config;
 mod doctor;
 mod dump;
 mod ports;
@@ -22,8 +23,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     accounting::ident::{GroupError, Groups},
-    config::Config,
-    meter::ebpf::DEFAULT_PINS,
+    config::{Checks, Config},
+    meter::{devices::Wanted, ebpf::DEFAULT_PINS, proxy::Address},
 };
 
 /// Used when nothing else is asked for.
@@ -31,6 +32,13 @@ const DEFAULT_STATE: &str = "/var/lib/traffic";
 
 /// Most groups that can be watched at once.
 const MOST_GROUPS: usize = traffic_ebpf::abi::MAX_SLOTS as usize;
+
+/// What the configuration cannot know by itself.
+const CHECKS: Checks = Checks {
+    most_groups: MOST_GROUPS,
+    iface: |globs| Wanted::new(globs).map(drop).map_err(|error| error.to_string()),
+    api: |place| place.parse::<Address>().map(drop).map_err(|error| error.to_string()),
+};
 
 /// Counts the traffic of V2Ray and Xray servers in the kernel, per port, exactly and at almost no cost.
 ///
@@ -89,6 +97,8 @@ enum Verb {
     Clean(clean::Args),
     /// Show what this host can do, which meter would be used, and why
     Doctor(doctor::Args),
+    /// Look at a configuration
+    Config(config::Args),
     /// Write a completion script for a shell
     Completions(completions::Args),
 }
@@ -99,11 +109,13 @@ struct Common {
     state: PathBuf,
     pins: PathBuf,
     config: Config,
+    /// The file that `config` was read from; `None` is the usual place.
+    config_file: Option<PathBuf>,
 }
 
 impl Common {
     fn new(global: Global) -> Result<Self> {
-        let config = Config::load(global.config.as_deref(), MOST_GROUPS)?;
+        let config = Config::load(global.config.as_deref(), CHECKS)?;
         let choose = |typed: Option<PathBuf>, set: &Option<PathBuf>, default: &str| {
             typed.or_else(|| set.clone()).unwrap_or_else(|| default.into())
         };
@@ -112,6 +124,7 @@ impl Common {
             state: choose(global.state, &config.state, DEFAULT_STATE),
             pins: choose(global.pins, &config.pins, DEFAULT_PINS),
             config,
+            config_file: global.config,
         })
     }
 }
@@ -131,11 +144,14 @@ pub fn run() -> Result<ExitCode> {
         }
     };
     log_to_stderr(&cli.global);
-    if let Verb::Completions(args) = cli.verb {
-        return completions::run(&args);
-    }
+    // These two do not stand on the configuration.
+    let verb = match cli.verb {
+        Verb::Completions(args) => return completions::run(&args),
+        Verb::Config(args) => return config::run(&cli.global, args),
+        verb => verb,
+    };
     let common = Common::new(cli.global)?;
-    match cli.verb {
+    match verb {
         Verb::Run(args) => run::run(&common, args),
         Verb::Dump => dump::run(&common),
         Verb::Stats(args) => stats::run(&common, &args),
@@ -143,7 +159,7 @@ pub fn run() -> Result<ExitCode> {
         Verb::Reset(args) => reset::run(&common, &args),
         Verb::Clean(args) => clean::run(&common, &args),
         Verb::Doctor(args) => doctor::run(&common, &args),
-        Verb::Completions(args) => completions::run(&args),
+        Verb::Completions(_) | Verb::Config(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

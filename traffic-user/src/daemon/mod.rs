@@ -4,7 +4,10 @@
 //! attached, unless the meter was started to persist.
 
 mod control;
+mod notify;
 mod proxy;
+mod reload;
+mod signals;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -14,9 +17,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
 use crate::{
@@ -27,6 +29,7 @@ use crate::{
         reading::Snapshot,
         report::{DeviceReport, Dump},
     },
+    config::Output,
     fault,
     meter::{
         devices::{Choice, Events, Facts, Wanted, choose},
@@ -38,11 +41,15 @@ use crate::{
 };
 
 pub(crate) use control::{Question, Whose, ask};
+pub(crate) use notify::is_watched;
 pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
+pub(crate) use reload::{Fresh, Live, Reload, later};
 
 use control::{Asked, Control};
+use notify::Notify;
+use signals::{Signals, Told};
 
 /// How often the programs' log is looked at, when packets are logged.
 const LOG_PERIOD: Duration = Duration::from_millis(100);
@@ -50,15 +57,6 @@ const LOG_PERIOD: Duration = Duration::from_millis(100);
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 /// Lines that a table takes besides those of groups.
 const TABLE_FRAME: usize = 7;
-
-/// What `run` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Output {
-    /// A table that is drawn again at every tick.
-    Table,
-    /// One JSON document a tick on a line of its own.
-    Json,
-}
 
 /// How `run` runs, checked.
 #[derive(Debug)]
@@ -78,40 +76,19 @@ pub(crate) struct Settings {
     pub(crate) state: Option<PathBuf>,
     /// When this run began, seconds of Unix time: numbers of an epoch that is older are a baseline.
     pub(crate) started: i64,
-}
-
-/// The signals that end the loop.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Stop {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hangup.recv() => "SIGHUP",
-        }
-    }
+    /// Reads the configuration again at SIGHUP; without it, SIGHUP ends.
+    pub(crate) reload: Option<Reload>,
 }
 
 /// Counts until a signal, the end of the reader, or `count`.
 pub(crate) async fn run(
-    settings: Settings,
+    mut settings: Settings,
     mut meter: EbpfMeter,
     mut proxy: Option<Proxy>,
 ) -> Result<()> {
-    let mut stop = Stop::listen().context("cannot listen for signals")?;
+    let mut notify = Notify::from_environment();
+    let mut signals =
+        Signals::listen(settings.reload.is_some()).context("cannot listen for signals")?;
     // Before the first look at the devices, so that a change in between is seen.
     let mut events = Events::listen()?;
     let mut facts = Facts::gather()?;
@@ -135,18 +112,31 @@ pub(crate) async fn run(
     let (finished, mut resets) = mpsc::channel::<Reset>(1);
     let mut counting = Counting::new(&settings);
 
-    let mut ticks = interval_at(Instant::now(), settings.interval);
-    // After a suspend one late tick, not a burst: totals do not care how long the gap was.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut log = interval_at(Instant::now(), LOG_PERIOD);
-    log.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = every(settings.interval);
+    let mut log = every(LOG_PERIOD);
+    let mut rounds = notify.rounds();
 
     loop {
         tokio::select! {
             biased;
-            name = stop.wait() => {
-                tracing::info!(signal = name, "stopping");
-                break;
+            told = signals.wait() => match told {
+                Told::Stop(name) => {
+                    tracing::info!(signal = name, "stopping");
+                    notify.stopping();
+                    break;
+                }
+                Told::Reload => {
+                    notify.reloading();
+                    notify.note(reload::reload(&mut settings, &mut meter, proxy.as_mut()));
+                    follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
+                    // At once: what changed is to be seen.
+                    ticks = every(settings.interval);
+                    continue;
+                }
+            },
+            _ = rounds.tick(), if notify.is_on_guard() => {
+                notify.alive();
+                continue;
             }
             news = events.next() => {
                 match news {
@@ -186,6 +176,7 @@ pub(crate) async fn run(
             tracing::warn!(%error, "the ports of the proxy's new config are not watched");
         }
         counting.tick(&mut meter, proxy.as_mut())?;
+        notify.standing(&standing(&meter));
         counting.write(&meter, proxy.as_ref())?;
         if settings.count == Some(counting.written) {
             return Ok(());
@@ -198,6 +189,20 @@ pub(crate) async fn run(
     }
     counting.tick(&mut meter, proxy.as_mut())?;
     counting.write(&meter, proxy.as_ref())
+}
+
+/// Begins at once. After a suspend there is one late tick, not a burst: totals do not care how long the
+/// gap was.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now(), period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// How counting stands, in a line.
+fn standing(meter: &EbpfMeter) -> String {
+    let devices = meter.devices().map(|device| device.name.as_str());
+    notify::counting(meter.hook().name(), meter.watched().count(), devices)
 }
 
 /// The next question; never, without a socket.
@@ -441,11 +446,16 @@ impl Counting {
 
     /// Writes what was read last.
     fn write(&mut self, meter: &EbpfMeter, proxy: Option<&Proxy>) -> Result<()> {
+        self.written += 1;
+        if self.output == Output::None {
+            return Ok(());
+        }
         let snapshot = self.last.clone().context("nothing was read yet")?;
         let report = report(&self.host, meter, snapshot);
         let merged = proxy.map(|proxy| proxy.document(&self.host, &report.snapshot));
         let mut stdout = io::BufWriter::new(io::stdout().lock());
         match self.output {
+            Output::None => {}
             Output::Json => json::dump(&mut stdout, &report, merged.as_ref())?,
             Output::Table => {
                 let shown = self.shown.as_ref();
@@ -469,7 +479,6 @@ impl Counting {
         }
         stdout.flush()?;
         self.shown = Some(report.snapshot);
-        self.written += 1;
         Ok(())
     }
 }
