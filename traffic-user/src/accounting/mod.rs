@@ -8,6 +8,7 @@ pub mod attribute;
 pub mod billing;
 pub mod delta;
 pub mod frame;
+pub mod history;
 pub mod ident;
 pub mod payload;
 pub mod period;

@@ -27,7 +27,7 @@ fn at(text: &str) -> i64 {
 }
 
 #[track_caller]
-fn check(name: &str, period: Period, instant: &str, from: &str, end: &str) {
+fn check(name: &str, period: Period, instant: &str, from: &str, until: &str) {
     let span = calendar(name, 1).period(period, at(instant));
     let got = (utc(span.begin).to_string(), utc(span.end).to_string());
     assert_eq!(got, (from.to_owned(), until.to_owned()), "{name} {}", period.name());
