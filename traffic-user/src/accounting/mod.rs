@@ -14,5 +14,6 @@ pub mod reading;
 pub mod report;
 pub mod stats;
 pub mod subject;
+pub mod tick;
 pub mod units;
 pub mod usage;
