@@ -18,5 +18,6 @@ pub mod report;
 pub mod retention;
 pub mod stats;
 pub mod subject;
+pub mod tick;
 pub mod units;
 pub mod usage;

@@ -57,6 +57,8 @@ pub struct Usage {
 pub struct Entry {
     /// To whom.
     pub subject: Subject,
+    /// What it is called now, where that is no part of what tells it from others: a group's name.
+    pub name: Option<Arc<str>>,
     /// How much.
     pub usage: Usage,
 }
