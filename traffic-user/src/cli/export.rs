@@ -1,7 +1,7 @@
 //! `traffic export`: reports and the ledger's own lines, for other programs.
 
 use std::{
-    io::{IsTerminal as _, Write},
+    io::IsTerminal as _,
     ops::ControlFlow,
     path::PathBuf,
     process::ExitCode,
