@@ -27,7 +27,10 @@ impl Folder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("traffic-ledger-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        // In memory, where it can be: what waits for a disk here is of no interest.
+        let memory = Path::new("/dev/shm");
+        let place = if memory.is_dir() { memory.into() } else { std::env::temp_dir() };
+        let path = place.join(name);
         fs::create_dir(&path).unwrap();
         Self(path)
     }
@@ -133,7 +136,7 @@ fn what_is_booked_is_read_by_another_process_while_the_daemon_writes() {
     assert_eq!(reader.layers(SubjectKind::Group, Span::ALL).unwrap(), []);
     let known = reader.subjects(None).unwrap();
     let known: Vec<_> = known.iter().map(|k| (k.subject.key(), k.first, k.last)).collect();
-    assert_eq!(known, [("a@x".into(), 1000, 1200), ("b@x".into(), 1000, 900)]);
+    assert_eq!(known, [("a@x".into(), 1000, 1200), ("b@x".into(), 1000, 1000)]);
 }
 
 #[test]
@@ -202,7 +205,7 @@ fn a_clock_that_goes_back_books_into_what_was_summed_up_and_let_go() {
     let folder = Folder::new();
     let mut ledger = folder.ledger();
     let a = user("a@x");
-    let mut book = |ledger: &mut Ledger, at| {
+    let book = |ledger: &mut Ledger, at| {
         ledger.commit(&plan(at, vec![entry(&a, payload(1, 0))])).unwrap();
     };
     book(&mut ledger, 100);
