@@ -7,6 +7,7 @@ mod cli;
 mod coexist;
 mod devices;
 mod kernels;
+mod ledger;
 mod lifecycle;
 mod listening;
 mod proxy;

@@ -32,7 +32,7 @@ use std::collections::{HashMap, HashSet};
 use super::{
     anomaly::Anomaly,
     attribute::Merge,
-    delta::{Deltas, First, Seam, diff},
+    delta::{Deltas, First, diff},
     frame::Frame,
     payload::{self, Kept, PayloadDeltas, Polls},
     proxy::{CounterName, Payload, ProxySnapshot, Subject as Counted},
@@ -274,8 +274,7 @@ impl State {
         let begins = next.since.map(|since| (i128::from(since) + 1) * NANOS);
         let began_after = |time: i128| begins.is_some_and(|begins| begins > time);
         let under_us = began_after(self.started);
-        let same_counters =
-            |prev: &&Snapshot| (prev.epoch, prev.layer) == (next.epoch, next.layer);
+        let same_counters = |prev: &&Snapshot| (prev.epoch, prev.layer) == (next.epoch, next.layer);
         let prev = self
             .frame
             .snapshot(next.meter)
@@ -464,3 +463,7 @@ const fn bytes(input_bytes: u64, output_bytes: u64) -> Traffic {
     Traffic { input_bytes, output_bytes, input_packets: 0, output_packets: 0 }
 }
 
+#[cfg(test)]
+mod laws;
+#[cfg(test)]
+mod tests;

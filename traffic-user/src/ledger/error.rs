@@ -118,10 +118,14 @@ impl LedgerError {
     /// What helps.
     pub fn remedy(&self) -> String {
         match self {
-            Self::Full { .. } => "make room on the disk; counting goes on and is booked then".into(),
-            Self::ReadOnly { .. } => "mount the file system writable, or choose another folder with \
+            Self::Full { .. } => {
+                "make room on the disk; counting goes on and is booked then".into()
+            }
+            Self::ReadOnly { .. } => {
+                "mount the file system writable, or choose another folder with \
                                       --state; counting goes on and is booked then"
-                .into(),
+                    .into()
+            }
             Self::Locked { path, .. } => {
                 format!("end what holds it open for writing (`fuser {}` names it)", path.display())
             }
@@ -137,13 +141,13 @@ impl LedgerError {
             Self::TooNew { .. } => {
                 "run the version that wrote it, or choose another folder with --state".into()
             }
-            Self::TooOld { .. } => "start `traffic run` once: it brings the ledger up to date".into(),
+            Self::TooOld { .. } => {
+                "start `traffic run` once: it brings the ledger up to date".into()
+            }
             Self::Foreign { .. } => {
                 "move that file away, or choose another folder with --state".into()
             }
-            Self::Denied { .. } => {
-                "run as root, or as a member of the folder's group".into()
-            }
+            Self::Denied { .. } => "run as root, or as a member of the folder's group".into(),
             Self::File { path, .. } => {
                 format!("look at the rights and the disk of {}", path.display())
             }

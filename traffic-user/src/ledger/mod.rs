@@ -1,54 +1,115 @@
 //! The ledger: totals that survive everything, in one SQLite file.
 //!
-//! One writer, [`Ledger`], which the daemon holds together with the lock of its state folder; any
-//! number of [`Reader`]s in other processes.
+//! One writer: the daemon, which holds the lock of its state folder and a [`Store`]. Any number of
+//! [`Reader`]s in other processes, without root, while it writes. A tick is one transaction of buckets,
+//! cursors and events, so that what is booked is always exactly what was counted up to the cursors.
+//!
+//! Traffic is booked into buckets of five minutes by the clock's time, wherever the clock stands.
+//! When an hour has passed its buckets are summed up into one, and so are the hours of a day. Short
+//! buckets go after a while, never before they are summed up, so totals stay what they are.
 
-use std::{ops::ControlFlow, path::Path};
+mod codec;
+mod commit;
+mod error;
+mod file;
+mod forest;
+mod generate;
+mod query;
+mod rows;
+mod schema;
+mod store;
+mod tidy;
 
-use crate::accounting::{
-    reading::Layer,
-    subject::{Subject, SubjectKind},
-    usage::{Bucket, By, Event, Known, Level, Ranking, Span, Usage},
-};
+use std::{fmt, sync::Arc};
 
-/// The ledger's books, opened for reading. Works while a daemon writes, and without root.
-pub struct Reader {}
+pub use commit::Ledger;
+pub use error::LedgerError;
+pub use file::{FILE, path};
+pub use generate::{Sample, generate};
+pub use query::Reader;
+pub use store::{Opened, Store};
+pub use tidy::Tidied;
 
-/// The ledger cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {}
+use crate::accounting::usage::Span;
 
-impl Reader {
-    /// Opens the ledger in a state folder; `None` when there is none yet.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`].
-    pub fn open(folder: &Path) -> Result<Option<Self>, LedgerError>;
+const MINUTES: i64 = 300;
+const HOUR: i64 = 3600;
+const DAY: i64 = 86_400;
 
-    /// From the first booking to the end of the last; `None` when nothing was booked yet.
-    pub fn extent(&self) -> Result<Option<Span>, LedgerError>;
+/// The day that holds a second, in the time zone of the reports.
+#[derive(Clone)]
+pub struct Calendar(Arc<dyn Fn(i64) -> Span + Send + Sync>);
 
-    /// Subjects of which there are records, in the order of their keys; of all kinds for `None`.
-    pub fn subjects(&self, kind: Option<SubjectKind>) -> Result<Vec<Known>, LedgerError>;
+impl Calendar {
+    /// `day` gives for a second of Unix time the day that holds it. Days have to begin at whole five
+    /// minutes of UTC, which they do in every time zone of today.
+    pub fn new(day: impl Fn(i64) -> Span + Send + Sync + 'static) -> Self {
+        Self(Arc::new(day))
+    }
 
-    /// What a subject was booked in each of these spans, which are in order and apart from one another:
-    /// for each span one sum a layer, none for a layer without traffic. Empty for an unknown subject.
-    pub fn history(&self, subject: &Subject, spans: &[Span]) -> Result<Vec<Vec<Usage>>, LedgerError>;
+    /// Days of UTC.
+    pub fn utc() -> Self {
+        Self::new(|second| grid(second, DAY))
+    }
 
-    /// The same since ever.
-    pub fn totals(&self, subject: &Subject) -> Result<Vec<Usage>, LedgerError>;
+    /// One that does not hold the second is the fault of who gave it: a day of UTC stands in.
+    fn day(&self, second: i64) -> Span {
+        let day = (self.0)(second);
+        let sound = day.contains(second) && day.begin % MINUTES == 0 && day.end % MINUTES == 0;
+        if sound { day } else { grid(second, DAY) }
+    }
 
-    /// Layers in which subjects of a kind are booked in a span, in their order.
-    pub fn layers(&self, kind: SubjectKind, span: Span) -> Result<Vec<Layer>, LedgerError>;
-
-    /// The `most` largest subjects of a kind in a span, and what all of them are together.
-    pub fn top(&self, kind: SubjectKind, layer: Layer, span: Span, by: By, most: usize) -> Result<Ranking, LedgerError>;
-
-    /// What happened in a span, the oldest first; the last `most` of it.
-    pub fn events(&self, span: Span, most: usize) -> Result<Vec<Event>, LedgerError>;
-
-    /// Gives every bucket of a level (for `None`: the finest that there is, so that they add up to the
-    /// totals) that begins in a span, in order of time, until told to break. Says how many it gave.
-    pub fn buckets(&self, span: Span, level: Option<Level>, subject: Option<&Subject>, each: &mut dyn FnMut(Bucket) -> ControlFlow<()>) -> Result<u64, LedgerError>;
+    /// Hours begin with the day; the last one may be short.
+    fn hour(&self, second: i64) -> Span {
+        let day = self.day(second);
+        let begin = day.begin + (second - day.begin).div_euclid(HOUR) * HOUR;
+        Span { begin, end: begin.saturating_add(HOUR).min(day.end) }
+    }
 }
+
+impl fmt::Debug for Calendar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Calendar")
+    }
+}
+
+impl Default for Calendar {
+    fn default() -> Self {
+        Self::utc()
+    }
+}
+
+/// For how long buckets are kept, seconds; `None` for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Those of five minutes.
+    pub minutes: Option<i64>,
+    /// Hours.
+    pub hours: Option<i64>,
+    /// Days. What is let go of these is gone from the totals too.
+    pub days: Option<i64>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { minutes: Some(2 * DAY), hours: Some(60 * DAY), days: None }
+    }
+}
+
+/// How the ledger is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// For how long.
+    pub retention: Retention,
+    /// What a day is.
+    pub calendar: Calendar,
+}
+
+/// The span of a regular grid that holds a second.
+fn grid(second: i64, length: i64) -> Span {
+    let begin = second.div_euclid(length).saturating_mul(length);
+    Span { begin, end: begin.saturating_add(length) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -21,9 +21,8 @@ pub(super) fn version(db: &Connection, path: &Path) -> Result<u32, LedgerError> 
     let failed = |cause| LedgerError::of(path, cause);
     let version: u32 = ask("user_version").map_err(failed)?;
     let application: u32 = ask("application_id").map_err(failed)?;
-    let tables: u32 = db
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(failed)?;
+    let tables: u32 =
+        db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
     let known = u32::try_from(STEPS.len()).unwrap_or(u32::MAX);
     if application != APPLICATION.unsigned_abs() && (tables > 0 || version > 0) {
         return Err(LedgerError::Foreign { path: path.into() });
@@ -57,7 +56,8 @@ mod tests {
     use super::*;
 
     fn schema(db: &Connection) -> Vec<String> {
-        let mut rows = db.prepare("SELECT sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY 1").unwrap();
+        let mut rows =
+            db.prepare("SELECT sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY 1").unwrap();
         rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
@@ -93,7 +93,7 @@ mod tests {
                 Ok((
                     row.get::<_, String>("begin_utc")?,
                     row.get::<_, String>("layer")?,
-                    row.get::<_, u64>("output_bytes")?,
+                    row.get::<_, i64>("output_bytes")?,
                     row.get::<_, String>("coverage")?,
                 ))
             })
@@ -107,7 +107,10 @@ mod tests {
         let mut db = Connection::open_in_memory().unwrap();
         migrate(&mut db, path).unwrap();
         db.pragma_update(None, "user_version", 3).unwrap();
-        assert!(matches!(migrate(&mut db, path), Err(LedgerError::TooNew { found: 3, known: 2, .. })));
+        assert!(matches!(
+            migrate(&mut db, path),
+            Err(LedgerError::TooNew { found: 3, known: 2, .. })
+        ));
 
         let mut db = Connection::open_in_memory().unwrap();
         db.execute_batch("CREATE TABLE addressbook (name TEXT)").unwrap();

@@ -63,7 +63,8 @@ pub(super) fn returned(at: i128, next: &Snapshot) -> Event {
 pub(super) fn meter_changed(at: i128, before: &[&str], now: &[&Snapshot]) -> Event {
     let now: Vec<_> =
         now.iter().map(|next| format!("{} ({})", next.meter, next.layer.name())).collect();
-    let what = format!("counted by {} from now on, by {} before", now.join(", "), before.join(", "));
+    let what =
+        format!("counted by {} from now on, by {} before", now.join(", "), before.join(", "));
     event(at, "meter-changed", what)
 }
 
