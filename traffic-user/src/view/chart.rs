@@ -18,7 +18,7 @@ fn scaled(part: u64, by: u64, whole: u64) -> u64 {
 pub(super) fn bar(first: u64, second: u64, most: u64, width: usize) -> String {
     let cells = u64::try_from(width).unwrap_or(u64::MAX).min(1000);
     let all = first.saturating_add(second);
-    let eighths = scaled(all, cells * 8, most).clamp(u64::from(all > 0), cells * 8);
+    let eighths = scaled(all, cells * 8, most).max(u64::from(all > 0)).min(cells * 8);
     let light = scaled(first, cells, most).min(eighths / 8);
     let mut text = "░".repeat(usize::try_from(light).unwrap_or(0));
     text.push_str(&"█".repeat(usize::try_from(eighths / 8 - light).unwrap_or(0)));

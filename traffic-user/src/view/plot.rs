@@ -4,7 +4,7 @@ use plotters::{
     coord::Shift,
     prelude::{
         ChartBuilder, DrawingArea, DrawingAreaErrorKind, IntoDrawingArea as _, IntoFont as _,
-        Rectangle, RGBColor, SVGBackend, WHITE,
+        IntoSegmentedCoord as _, Rectangle, RGBColor, SVGBackend, SegmentValue, WHITE,
     },
     style::Color as _,
 };
@@ -173,20 +173,19 @@ fn places(
     let bytes: Vec<u64> =
         ranking.places.iter().map(|place| report.by.of(place.usage.traffic)).collect();
     let most = bytes.iter().copied().max().unwrap_or(0);
-    let count = place(u64::try_from(bytes.len()).unwrap_or(u64::MAX)).max(1.0);
+    let last = u32::try_from(bytes.len().saturating_sub(1)).unwrap_or(u32::MAX - 1);
     let mut chart = ChartBuilder::on(panel)
         .caption(caption, ("sans-serif", 14))
         .margin(10)
         .x_label_area_size(30)
         .y_label_area_size(260)
-        .build_cartesian_2d(0.0..place(most).max(1.0) * 1.05, count..0.0)?;
-    // One label in the middle of each bar.
-    let name = |at: f64| {
-        let found = ranking.places.iter().enumerate().find(|(n, _)| {
-            let n = place(u64::try_from(*n).unwrap_or(u64::MAX));
-            (at - n - 0.5).abs() < 0.5
-        });
-        found.map_or_else(String::new, |(_, place)| match place.name.as_deref() {
+        .build_cartesian_2d(0.0..place(most).max(1.0) * 1.05, (0..last).into_segmented())?;
+    // The scale goes up, and the first place is at the top.
+    let name = |at: &SegmentValue<u32>| {
+        let SegmentValue::CenterOf(at) = at else { return String::new() };
+        let from_top = last.checked_sub(*at).and_then(|n| usize::try_from(n).ok());
+        let found = from_top.and_then(|n| ranking.places.get(n));
+        found.map_or_else(String::new, |place| match place.name.as_deref() {
             Some(name) => format!("{} ({})", shown(&place.subject.key()), shown(name)),
             None => shown(&place.subject.key()),
         })
@@ -194,15 +193,18 @@ fn places(
     chart
         .configure_mesh()
         .disable_y_mesh()
-        .y_labels(ranking.places.len().max(1))
-        .y_label_formatter(&|at| name(*at))
+        .y_labels(ranking.places.len() + 1)
+        .y_label_formatter(&name)
         .x_label_formatter(&|value| bytes_at(&report.terms, *value))
         .draw()?;
-    let bar = |(n, bytes): (usize, &u64)| {
-        let top = place(u64::try_from(n).unwrap_or(u64::MAX)) + 0.15;
-        Rectangle::new([(0.0, top), (place(*bytes), top + 0.7)], OUTPUT.filled())
+    let bar = |(at, bytes): (u32, &u64)| {
+        let corners =
+            [(0.0, SegmentValue::Exact(at)), (place(*bytes), SegmentValue::Exact(at + 1))];
+        let mut bar = Rectangle::new(corners, OUTPUT.filled());
+        bar.set_margin(3, 3, 0, 0);
+        bar
     };
-    chart.draw_series(bytes.iter().enumerate().map(bar))?;
+    chart.draw_series((0..=last).rev().zip(&bytes).map(bar))?;
     Ok(())
 }
 
