@@ -12,10 +12,11 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("traffic: {error:#}");
-            let remedy = error.chain().find_map(|cause| match cause.downcast_ref::<LedgerError>() {
-                Some(ledger) => Some(ledger.remedy()),
-                None => cause.downcast_ref::<MeterError>()?.remedy().map(Into::into),
-            });
+            let remedy =
+                error.chain().find_map(|cause| match cause.downcast_ref::<LedgerError>() {
+                    Some(ledger) => Some(ledger.remedy()),
+                    None => cause.downcast_ref::<MeterError>()?.remedy().map(Into::into),
+                });
             if let Some(remedy) = remedy {
                 eprintln!("  remedy: {remedy}");
             }

@@ -6,6 +6,7 @@ mod cgroup;
 mod cli;
 mod coexist;
 mod devices;
+mod history;
 mod kernels;
 mod ledger;
 mod lifecycle;

@@ -93,11 +93,8 @@ mod tests {
 
     #[test]
     fn the_larger_direction_of_two_days_is_not_the_sum_of_their_larger_directions() {
-        let day = |input_bytes, output_bytes| Traffic {
-            input_bytes,
-            output_bytes,
-            ..Traffic::default()
-        };
+        let day =
+            |input_bytes, output_bytes| Traffic { input_bytes, output_bytes, ..Traffic::default() };
         let (monday, tuesday) = (day(10, 1), day(1, 10));
         assert_eq!(Counting::Larger.of(monday) + Counting::Larger.of(tuesday), 20);
         assert_eq!(Counting::Larger.of(monday.plus(tuesday)), 11);

@@ -133,22 +133,24 @@ impl Books {
     /// Whose numbers are wanted: the host's where nothing was said.
     pub(super) fn whose(&self, whose: &Whose) -> Result<Vec<Who>> {
         if let Some(email) = &whose.user {
-            let found = |known: &Known| matches!(&known.subject, Subject::User(name) if **name == **email);
+            let found =
+                |known: &Known| matches!(&known.subject, Subject::User(name) if **name == **email);
             return self.known(SubjectKind::User, &format!("user `{}`", shown(email)), found);
         }
         if let Some(port) = whose.port {
             let found = |known: &Known| match &known.subject {
-                Subject::Group(key) => {
-                    key.group().ranges().iter().any(|range| range.first() <= port && port <= range.last())
-                }
+                Subject::Group(key) => key
+                    .group()
+                    .ranges()
+                    .iter()
+                    .any(|range| range.first() <= port && port <= range.last()),
                 _ => false,
             };
             return self.known(SubjectKind::Group, &format!("group with port {port}"), found);
         }
         if let Some(name) = &whose.group {
-            let found = |known: &Known| {
-                known.name.as_deref() == Some(name) || known.subject.key() == *name
-            };
+            let found =
+                |known: &Known| known.name.as_deref() == Some(name) || known.subject.key() == *name;
             return self.known(SubjectKind::Group, &format!("group `{}`", shown(name)), found);
         }
         let subject = if whose.relay { Subject::Relay } else { Subject::Host };
@@ -183,7 +185,9 @@ impl Books {
             _ => "groups",
         };
         if names.is_empty() {
-            bail!("the ledger knows no {what}, and no other\n  remedy: nothing of that kind was counted yet; see `traffic doctor`");
+            bail!(
+                "the ledger knows no {what}, and no other\n  remedy: nothing of that kind was counted yet; see `traffic doctor`"
+            );
         }
         bail!(
             "the ledger knows no {what}; it knows {}\n  remedy: write one of them; `traffic top {list} --last 1y` shows the busiest",

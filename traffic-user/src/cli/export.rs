@@ -182,8 +182,7 @@ impl Progress {
     fn new(span: Span, to_file: bool) -> Self {
         // Two things on one terminal would be neither.
         let shown = !to_file && std::io::stdout().is_terminal();
-        let bar =
-            ProgressBar::with_draw_target(Some(span.seconds()), ProgressDrawTarget::hidden());
+        let bar = ProgressBar::with_draw_target(Some(span.seconds()), ProgressDrawTarget::hidden());
         if let Ok(style) = ProgressStyle::with_template("{wide_bar} {percent} % {eta}") {
             bar.set_style(style);
         }

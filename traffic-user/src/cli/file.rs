@@ -67,7 +67,10 @@ pub(super) fn write<T>(
     buffer.flush().with_context(|| cannot("what was there before stays"))?;
     drop(buffer);
     aside.as_file().sync_all().with_context(|| cannot("what was there before stays"))?;
-    aside.persist(&place).map_err(|error| error.error).with_context(|| cannot("its place is taken"))?;
+    aside
+        .persist(&place)
+        .map_err(|error| error.error)
+        .with_context(|| cannot("its place is taken"))?;
     Ok(done)
 }
 

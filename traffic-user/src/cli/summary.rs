@@ -85,7 +85,8 @@ fn read(reader: &Reader, terms: Terms, host: String, now: i64) -> Result<Summary
     let hours: Vec<Span> = terms.calendar.periods(Period::Hour, past).collect();
     let booked = reader.history(&Subject::Host, &hours)?;
     let bytes = |hour: &Vec<_>| {
-        let first = hour.iter().min_by_key(|usage: &&crate::accounting::usage::Usage| rank(usage.layer));
+        let first =
+            hour.iter().min_by_key(|usage: &&crate::accounting::usage::Usage| rank(usage.layer));
         first.map_or(0, |usage| usage.traffic.bytes())
     };
     Ok(SummaryReport {

@@ -35,7 +35,11 @@ pub(super) fn spark(values: &[u64]) -> String {
     let most = values.iter().copied().max().unwrap_or(0);
     let height = |value: &u64| {
         let eighths = scaled(*value, 8, most).clamp(u64::from(*value > 0), 8);
-        usize::try_from(eighths).ok().and_then(|eighths| HEIGHTS.get(eighths)).copied().unwrap_or(' ')
+        usize::try_from(eighths)
+            .ok()
+            .and_then(|eighths| HEIGHTS.get(eighths))
+            .copied()
+            .unwrap_or(' ')
     };
     values.iter().map(height).collect()
 }

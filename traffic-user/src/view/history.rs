@@ -211,7 +211,9 @@ fn layer(report: &HistoryReport, series: &Series, columns: Option<usize>) -> Str
             cells.push(note);
         }
         let mut row = vec![Cell::new(name)];
-        row.extend(cells.into_iter().map(|cell| Cell::new(cell).set_alignment(CellAlignment::Right)));
+        row.extend(
+            cells.into_iter().map(|cell| Cell::new(cell).set_alignment(CellAlignment::Right)),
+        );
         table.add_row(row);
     };
     for row in &series.rows {
@@ -238,13 +240,13 @@ pub(super) fn beside(
     bars: &dyn Fn(usize) -> Vec<String>,
 ) -> String {
     let lines: Vec<String> = table.lines().collect();
-    let used = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0) + 2;
+    let used = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0) + 1;
     let room = columns.unwrap_or(0).saturating_sub(used).min(LONGEST_BAR);
     let bars = if room < SHORTEST_BAR { Vec::new() } else { bars(room) };
     let mut text = String::new();
     for (n, line) in lines.iter().enumerate() {
         match n.checked_sub(1).and_then(|n| bars.get(n)).filter(|bar| !bar.is_empty()) {
-            Some(bar) => text.push_str(&format!("{line}  {bar}\n")),
+            Some(bar) => text.push_str(&format!("{line} {bar}\n")),
             None => text.push_str(&format!("{}\n", line.trim_end())),
         }
     }

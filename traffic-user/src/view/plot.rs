@@ -4,7 +4,7 @@ use plotters::{
     coord::Shift,
     prelude::{
         ChartBuilder, DrawingArea, DrawingAreaErrorKind, IntoDrawingArea as _, IntoFont as _,
-        IntoSegmentedCoord as _, Rectangle, RGBColor, SVGBackend, SegmentValue, WHITE,
+        IntoSegmentedCoord as _, RGBColor, Rectangle, SVGBackend, SegmentValue, WHITE,
     },
     style::Color as _,
 };
@@ -46,12 +46,14 @@ type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// [`PlotError`].
 pub fn history(report: &HistoryReport) -> Result<String, PlotError> {
     let names: Vec<_> = report.subjects.iter().map(books::who).collect();
-    let title = format!("{} on {}, {}", names.join(" and "), report.host, history::by(report.period));
+    let title =
+        format!("{} on {}, {}", names.join(" and "), report.host, history::by(report.period));
     let kind = report.subjects.first().map_or(SubjectKind::Host, |who| who.subject.kind());
     let panels = report.series.iter().map(|_| PANEL).collect();
     picture(&title, panels, |n, panel| match report.series.get(n) {
         Some(series) => {
-            let caption = format!("{}: input orange, output blue", books::layer_text(kind, series.layer));
+            let caption =
+                format!("{}: input orange, output blue", books::layer_text(kind, series.layer));
             bars(report, series, &caption, panel)
         }
         None => Ok(()),
@@ -64,8 +66,7 @@ pub fn history(report: &HistoryReport) -> Result<String, PlotError> {
 ///
 /// [`PlotError`].
 pub fn top(report: &TopReport) -> Result<String, PlotError> {
-    let title =
-        format!("top {} on {} by {}", report.field.name(), report.host, report.by.name());
+    let title = format!("top {} on {} by {}", report.field.name(), report.host, report.by.name());
     let kind = match report.field {
         Field::Users => SubjectKind::User,
         Field::Groups | Field::Ports => SubjectKind::Group,

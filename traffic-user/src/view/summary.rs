@@ -96,7 +96,10 @@ pub fn table(report: &SummaryReport) -> String {
             };
             let name = match &line.who.subject {
                 Subject::User(email) => shown(email),
-                Subject::Host | Subject::Device(_) | Subject::Group(_) | Subject::Lane(..)
+                Subject::Host
+                | Subject::Device(_)
+                | Subject::Group(_)
+                | Subject::Lane(..)
                 | Subject::Relay => who(&line.who),
             };
             let share = kind == SubjectKind::User && layer != Layer::Payload;
@@ -128,7 +131,12 @@ pub fn table(report: &SummaryReport) -> String {
     text.push_str(&format!("\ncounted: {}\n", billed_text(&report.terms)));
     for (kind, layer) in layers {
         if kind != SubjectKind::Group && kind != SubjectKind::Relay {
-            text.push_str(&format!("{} {}: {}\n", kind.name(), layer.name(), layer_text(kind, layer)));
+            text.push_str(&format!(
+                "{} {}: {}\n",
+                kind.name(),
+                layer.name(),
+                layer_text(kind, layer)
+            ));
         }
     }
     for event in &report.events {

@@ -191,7 +191,8 @@ fn one(report: &TopReport, ranking: &Ranking, columns: Option<usize>) -> String 
     }
     let most = ranking.places.iter().map(|place| report.by.of(place.usage.traffic)).max();
     let bars = |width: usize| {
-        let bar = |place: &Ranked| bar(0, report.by.of(place.usage.traffic), most.unwrap_or(0), width);
+        let bar =
+            |place: &Ranked| bar(0, report.by.of(place.usage.traffic), most.unwrap_or(0), width);
         ranking.places.iter().map(bar).collect()
     };
     let mut text = beside(&table, columns, &bars);

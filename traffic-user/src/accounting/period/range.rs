@@ -38,7 +38,9 @@ pub enum LastError {
     #[error("`{0}` is no time at all: write at least 1, as in 1d for today")]
     Zero(String),
     /// Longer than anything was counted.
-    #[error("`{0}` is too long: at most {MOST} minutes, hours, days, weeks or months can be asked for")]
+    #[error(
+        "`{0}` is too long: at most {MOST} minutes, hours, days, weeks or months can be asked for"
+    )]
     TooLong(String),
 }
 
@@ -244,7 +246,9 @@ fn moment(
     let earlier = ambiguous.clone().earlier().map(Timestamp::as_second);
     let later = ambiguous.later().map(Timestamp::as_second);
     match (earlier, later) {
-        (Ok(from), Ok(until)) if from >= LIMITS.0 && until <= LIMITS.1 => Ok(Span { begin: from, end: until }),
+        (Ok(from), Ok(until)) if from >= LIMITS.0 && until <= LIMITS.1 => {
+            Ok(Span { begin: from, end: until })
+        }
         _ => Err(no_date()),
     }
 }

@@ -44,7 +44,13 @@ fn each_period_begins_where_the_clock_of_the_zone_says() {
     check("UTC", Period::Week, now, "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z");
     check("-05:00", Period::Month, now, "2026-11-01T05:00:00Z", "2026-12-01T05:00:00Z");
     // Before 1970 as well.
-    check("UTC", Period::Day, "1969-12-31T23:59:59Z", "1969-12-31T00:00:00Z", "1970-01-01T00:00:00Z");
+    check(
+        "UTC",
+        Period::Day,
+        "1969-12-31T23:59:59Z",
+        "1969-12-31T00:00:00Z",
+        "1970-01-01T00:00:00Z",
+    );
 }
 
 #[test]
@@ -69,12 +75,7 @@ fn an_hour_that_comes_twice_is_two_hours_with_names_of_their_own() {
         berlin.periods(Period::Hour, night).map(|p| berlin.label(Period::Hour, p.begin)).collect();
     assert_eq!(
         names,
-        [
-            "2026-10-25 01:00",
-            "2026-10-25 02:00 +02",
-            "2026-10-25 02:00 +01",
-            "2026-10-25 03:00",
-        ]
+        ["2026-10-25 01:00", "2026-10-25 02:00 +02", "2026-10-25 02:00 +01", "2026-10-25 03:00",]
     );
 }
 
@@ -93,10 +94,16 @@ fn a_midnight_that_was_left_out_or_came_twice_begins_a_day_once() {
     let day = |name, instant| calendar(name, 1).period(Period::Day, at(instant));
     // The clock goes from 00:00 to 01:00.
     let paulo = day("America/Sao_Paulo", "2018-11-04T12:00:00Z");
-    assert_eq!((utc(paulo.begin).to_string(), paulo.seconds()), ("2018-11-04T03:00:00Z".into(), 23 * 3600));
+    assert_eq!(
+        (utc(paulo.begin).to_string(), paulo.seconds()),
+        ("2018-11-04T03:00:00Z".into(), 23 * 3600)
+    );
     // From 00:01 back to 23:01 of the day before, which stays over.
     let johns = day("America/St_Johns", "2006-10-29T03:00:00Z");
-    assert_eq!((utc(johns.begin).to_string(), johns.seconds()), ("2006-10-29T02:30:00Z".into(), 25 * 3600));
+    assert_eq!(
+        (utc(johns.begin).to_string(), johns.seconds()),
+        ("2006-10-29T02:30:00Z".into(), 25 * 3600)
+    );
     // 30 December 2011 did not come.
     let apia = calendar("Pacific/Apia", 1);
     let days = Span { begin: at("2011-12-29T10:00:00Z"), end: at("2011-12-31T10:00:01Z") };
@@ -137,14 +144,7 @@ fn labels_are_those_of_people() {
     let labels = Period::ALL.map(|period| utc.label(period, new_year));
     assert_eq!(
         labels,
-        [
-            "2027-01-01 00:00",
-            "2027-01-01 00:00",
-            "2027-01-01",
-            "2026-W53",
-            "2027-01",
-            "2027-01-01",
-        ]
+        ["2027-01-01 00:00", "2027-01-01 00:00", "2027-01-01", "2026-W53", "2027-01", "2027-01-01",]
     );
     assert_eq!(utc.weekday(new_year), "Fri");
 }
@@ -163,8 +163,19 @@ fn zones_are_names_and_offsets() {
         assert_eq!(Calendar::new(zone(text).unwrap(), 1).unwrap().zone_name(), name, "{text}");
     }
     for text in [
-        "", "Mars/Olympus", "+", "UTC+", "+25", "+18:01", "+08:60", "+8:0", "+é", "+800", "../UTC",
-        "/etc/passwd", "\u{1b}[2J",
+        "",
+        "Mars/Olympus",
+        "+",
+        "UTC+",
+        "+25",
+        "+18:01",
+        "+08:60",
+        "+8:0",
+        "+é",
+        "+800",
+        "../UTC",
+        "/etc/passwd",
+        "\u{1b}[2J",
     ] {
         let error = zone(text).unwrap_err().to_string();
         assert!(error.contains("is no time zone"), "{text}: {error}");

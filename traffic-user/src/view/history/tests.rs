@@ -70,11 +70,9 @@ billed: the larger direction of each period
 #[test]
 fn a_terminal_shows_bars_as_wide_as_it_is() {
     let text = table(&group(), Some(80));
-    let bars: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.find(['░', '█', '▏']).map(|at| &line[at..]))
-        .collect();
-    assert_eq!(bars, ["░░░░░░░███", "████████████████████", "▏"]);
+    let bars: Vec<&str> =
+        text.lines().filter_map(|line| line.find(['░', '█', '▏']).map(|at| &line[at..])).collect();
+    assert_eq!(bars, ["░░░░░░░░██▌", "█████████████████████", "▏"]);
     assert!(text.lines().all(|line| line.chars().count() <= 80 || !line.starts_with(" 2")));
     // No room for a bar that says anything.
     assert_eq!(table(&group(), Some(60)), table(&group(), None));
@@ -93,7 +91,10 @@ fn lines_for_spreadsheets_leave_out_what_was_not_booked() {
     assert_eq!(csv(&group()).unwrap(), want);
     // A user has no packets.
     let first = csv(&with_user).unwrap().lines().nth(1).unwrap().to_owned();
-    assert!(first.ends_with(",1500000000,500000000,\"\",\"\",2000000000,1500000000,\"complete\""), "{first}");
+    assert!(
+        first.ends_with(",1500000000,500000000,\"\",\"\",2000000000,1500000000,\"complete\""),
+        "{first}"
+    );
 }
 
 #[test]

@@ -332,9 +332,7 @@ pub fn csv(document: &Document, part: Part) -> Result<String, csv::Error> {
             let mut line = |group: Option<&GroupDocument>, user: &UserDocument| {
                 writer.write_record([
                     cell(&user.email),
-                    group
-                        .and_then(|group| group.tag.as_deref())
-                        .map_or_else(String::new, cell),
+                    group.and_then(|group| group.tag.as_deref()).map_or_else(String::new, cell),
                     group.map_or_else(String::new, |group| group.ports.clone()),
                     number(user.payload.uplink),
                     number(user.payload.downlink),

@@ -19,7 +19,8 @@ fn report() -> SummaryReport {
         let who = Who { subject, name: None };
         StandingLine { who, standing: Standing { today, billing, ever } }
     };
-    let host = [vec![], vec![usage(Layer::L3, 1 << 30, 0)], vec![usage(Layer::L3, 1 << 30, 1 << 30)]];
+    let host =
+        [vec![], vec![usage(Layer::L3, 1 << 30, 0)], vec![usage(Layer::L3, 1 << 30, 1 << 30)]];
     let payload = usage(Layer::Payload, 1024, 0);
     let share = usage(Layer::L3, 1100, 50);
     let user = [vec![payload, share], vec![payload, share], vec![share, payload]];

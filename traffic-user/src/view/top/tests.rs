@@ -12,7 +12,8 @@ fn usage(input_bytes: u64, output_bytes: u64) -> Usage {
 }
 
 fn report() -> TopReport {
-    let place = |email: &str, usage| Ranked { subject: Subject::User(email.into()), name: None, usage };
+    let place =
+        |email: &str, usage| Ranked { subject: Subject::User(email.into()), name: None, usage };
     let places = vec![
         place("alice@example.com", usage(1 << 20, 3 << 20)),
         place("=cmd()\u{1b}[2J", usage(512, 1536)),
