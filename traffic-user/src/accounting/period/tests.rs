@@ -1,3 +1,5 @@
+//! Periods in zones where the clock does what it can.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Lines as they are written.
+
 use super::*;
 use crate::accounting::{
     reading::{Coverage, Layer, Traffic},

@@ -1,3 +1,5 @@
+//! Histories to the letter.
+
 use std::sync::Arc;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What is drawn.
+
 use super::*;
 use crate::accounting::{
     history::{Terms, Who, rows, series},

@@ -1,3 +1,5 @@
+//! The short report to the letter.
+
 use super::*;
 use crate::accounting::{
     history::{Standing, Terms, Who},

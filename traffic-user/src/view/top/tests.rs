@@ -1,3 +1,5 @@
+//! Rankings to the letter.
+
 use super::*;
 use crate::accounting::{
     history::Terms,

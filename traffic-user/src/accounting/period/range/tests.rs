@@ -1,3 +1,5 @@
+//! Dates and times as people write them, right and wrong.
+
 use proptest::prelude::*;
 
 use super::{super::zone, *};
