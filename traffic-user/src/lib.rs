@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 mod daemon;
 mod fault;
+pub mod ledger;
 pub mod meter;
 pub mod proxy_config;
 mod rule_traffic;

@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode};
 
-use traffic_user::{cli, meter::MeterError};
+use traffic_user::{cli, ledger::LedgerError, meter::MeterError};
 
 /// 0 done; 1 done, and a limit or check is over; 2 could not.
 fn main() -> ExitCode {
@@ -13,7 +13,10 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("traffic: {error:#}");
             let remedy =
-                error.chain().find_map(|cause| cause.downcast_ref::<MeterError>()?.remedy());
+                error.chain().find_map(|cause| match cause.downcast_ref::<LedgerError>() {
+                    Some(ledger) => Some(ledger.remedy()),
+                    None => cause.downcast_ref::<MeterError>()?.remedy().map(Into::into),
+                });
             if let Some(remedy) = remedy {
                 eprintln!("  remedy: {remedy}");
             }

@@ -318,7 +318,7 @@ fn the_verb_shows_ports_users_and_totals_in_every_form() {
         let users = iptables(&site, &lab, &["user", "--json", "--no-proxy"]);
         assert_eq!(users.code, Some(2), "{meter}: without a proxy nobody is known");
         let csv = iptables(&site, &lab, &["port", "--csv"]).stdout;
-        let line = format!("5000,udp,web,{},0,3,0", 3 * DATAGRAM4);
+        let line = format!("5000,\"udp\",\"web\",{},0,3,0", 3 * DATAGRAM4);
         assert_eq!(csv.lines().nth(1), Some(line.as_str()), "{meter}: {csv}");
         let txt = iptables(&site, &lab, &["total", "--txt"]).stdout;
         assert!(txt.starts_with("total input_bytes: "), "{meter}: {txt}");

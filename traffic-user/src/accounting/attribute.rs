@@ -30,7 +30,7 @@ use super::{
     reading::{Coverage, Traffic},
     stats::Wire,
 };
-use pool::split;
+use pool::{Pool, split};
 use state::{GroupState, Life, Sides, UserState};
 
 mod pool;
@@ -179,6 +179,38 @@ impl Merge {
         }
     }
 
+    /// Kernel bytes that each user was charged since this was last asked, in all groups. Beginning a
+    /// user's or a port's numbers anew takes nothing from them.
+    pub fn take_drawn(&mut self) -> Vec<(Arc<str>, Wire)> {
+        self.users
+            .iter_mut()
+            .filter(|user| user.drawn != Wire::default())
+            .map(|user| (Arc::clone(&user.email), std::mem::take(&mut user.drawn)))
+            .collect()
+    }
+
+    /// Begins the kernel's side anew, because its bytes are of another kind from now on and no sum of
+    /// both means anything. What the proxy counted stays.
+    pub fn other_layer(&mut self) {
+        for group in &mut self.groups {
+            group.kernel = None;
+            group.uplink = Pool::default();
+            group.downlink = Pool::default();
+            group.released = Wire::default();
+            group.span = Sides::default();
+            group.life = Sides::default();
+            group.poll = Sides { wire: Wire::default(), ..group.poll };
+            for share in &mut group.shares {
+                share.wire = Wire::default();
+            }
+        }
+        for user in &mut self.users {
+            user.credit = Payload::default();
+        }
+        self.relay = None;
+        self.life.whole = false;
+    }
+
     fn count(&mut self, kernel: &Deltas) {
         self.coverage = self.coverage.max(kernel.coverage);
         for group in &mut self.groups {
@@ -285,6 +317,8 @@ impl Merge {
                 let charged = share.wire.way_mut(way);
                 *charged = charged.saturating_add(wire);
                 let user = &mut self.users[share.user];
+                let drawn = user.drawn.way_mut(way);
+                *drawn = drawn.saturating_add(wire);
                 // Payload that got as many bytes is on the wire: what is short then is the overhead
                 // that was estimated, and claims nothing later.
                 let found = wire.min(part);

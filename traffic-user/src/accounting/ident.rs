@@ -323,6 +323,12 @@ impl Group {
         self.ranges == other.ranges && self.transport == other.transport
     }
 
+    /// The same ports without a name.
+    #[must_use]
+    pub fn unnamed(&self) -> Self {
+        Self { name: None, ..self.clone() }
+    }
+
     fn join(&self, separator: &str) -> String {
         self.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
     }

@@ -5,8 +5,10 @@
 
 pub mod anomaly;
 pub mod attribute;
+pub mod billing;
 pub mod delta;
 pub mod frame;
+pub mod history;
 pub mod ident;
 pub mod payload;
 pub mod period;
@@ -16,4 +18,7 @@ pub mod report;
 pub mod retention;
 pub mod rules;
 pub mod stats;
+pub mod subject;
+pub mod tick;
 pub mod units;
+pub mod usage;

@@ -25,8 +25,8 @@ use std::collections::{HashMap, hash_map::Entry};
 use super::{
     anomaly::Anomaly,
     delta::First,
-    proxy::{CounterName, Payload, ProxySnapshot, Subject},
-    reading::Coverage,
+    proxy::{CounterName, Payload, Product, ProxySnapshot, Subject},
+    reading::{Coverage, Window},
 };
 use life::{Life, Poll, life};
 
@@ -146,6 +146,32 @@ struct Known {
     value: Option<u64>,
     /// Number of the poll that saw a good one last.
     seen: u64,
+}
+
+/// What is known of one counter of a proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptCounter {
+    /// Which.
+    pub name: CounterName,
+    /// Its last good value; `None` when there was none.
+    pub value: Option<u64>,
+    /// In how many of the last polls it was missing.
+    pub away: u64,
+}
+
+/// The last poll of a proxy, and every counter of that life of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Who answered.
+    pub product: Option<Product>,
+    /// Its age then, whole seconds.
+    pub uptime: Option<u32>,
+    /// When it was polled, nanoseconds of Unix time.
+    pub window: Window,
+    /// The same since boot: see [`ProxySnapshot::boot`].
+    pub boot: Window,
+    /// In no order.
+    pub counters: Vec<KeptCounter>,
 }
 
 impl Polls {
@@ -327,6 +353,50 @@ impl Polls {
             add(&mut deltas.charges, name, charge);
         }
         deltas
+    }
+
+    /// What has to be kept so that another process of this host can go on; `None` before the first poll.
+    pub fn kept(&self) -> Option<Kept> {
+        // Connections are numbered by each process anew.
+        let last = Poll { connection: 0, ..self.last? };
+        let counters = self
+            .counters
+            .iter()
+            .map(|(name, known)| KeptCounter {
+                name: name.clone(),
+                value: known.value,
+                away: self.count.saturating_sub(known.seen + 1),
+            })
+            .collect();
+        Some(Kept {
+            product: last.product,
+            uptime: last.uptime,
+            window: last.window,
+            boot: last.boot,
+            counters,
+        })
+    }
+
+    /// Goes on from what was kept on this host since its last boot.
+    pub fn resumed(kept: Kept) -> Self {
+        let most = kept.counters.iter().map(|counter| counter.away).max().unwrap_or(0);
+        let count = most.saturating_add(1);
+        let counters = kept
+            .counters
+            .into_iter()
+            .map(|counter| {
+                let seen = most - counter.away;
+                (counter.name, Known { value: counter.value, seen })
+            })
+            .collect();
+        let last = Poll {
+            product: kept.product,
+            connection: 0,
+            uptime: kept.uptime,
+            window: kept.window,
+            boot: kept.boot,
+        };
+        Self { last: Some(last), counters, count }
     }
 
     /// What one counter is charged, and why it may be too little.

@@ -6,10 +6,13 @@
 
 use std::time::Duration;
 
-use super::ident::shown;
+use super::{billing::Unit, ident::shown};
 
 const BYTE_STEP: u64 = 1024;
 const BYTE_UNITS: [&str; 7] = ["B", "KB", "MB", "GB", "TB", "PB", "EB"];
+const BINARY_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+const DECIMAL_STEP: u64 = 1000;
+const DECIMAL_UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
 const COUNT_STEP: u64 = 1000;
 const COUNT_UNITS: [&str; 7] = ["", "K", "M", "G", "T", "P", "E"];
 
@@ -70,6 +73,21 @@ pub fn bytes_2_human_readable(bytes: i64, precision: usize) -> Result<String, Ne
 /// never printed: all further ones are zero.
 pub fn human_bytes(bytes: u64, precision: usize) -> String {
     scaled(bytes, BYTE_STEP, &BYTE_UNITS, precision)
+}
+
+/// Bytes as a provider's bill writes them: `1.5 GiB` in steps of 1024, or `1.6 GB` in steps of 1000.
+///
+/// ```
+/// use traffic_user::accounting::{billing::Unit, units::bytes_in};
+///
+/// assert_eq!(bytes_in(Unit::Gib, 1_610_612_736, 2), "1.50 GiB");
+/// assert_eq!(bytes_in(Unit::Gb, 1_610_612_736, 2), "1.61 GB");
+/// ```
+pub fn bytes_in(unit: Unit, bytes: u64, precision: usize) -> String {
+    match unit {
+        Unit::Gib => scaled(bytes, BYTE_STEP, &BINARY_UNITS, precision),
+        Unit::Gb => scaled(bytes, DECIMAL_STEP, &DECIMAL_UNITS, precision),
+    }
 }
 
 /// Bytes a second as `1.5 MB/s`; `<1 B/s` where something passed, but less than half a byte a
@@ -284,6 +302,25 @@ mod tests {
             let error = bytes_2_human_readable(bytes, 1).unwrap_err();
             assert_eq!(error, NegativeBytes(bytes));
             assert!(error.to_string().starts_with(&bytes.to_string()));
+        }
+    }
+
+    #[test]
+    fn the_label_of_a_bill_says_its_step() {
+        for (bytes, gib, gb) in [
+            (0, "0 B", "0 B"),
+            (999, "999 B", "999 B"),
+            (1000, "1000 B", "1.0 kB"),
+            (1023, "1023 B", "1.0 kB"),
+            (1024, "1.0 KiB", "1.0 kB"),
+            (999_949, "976.5 KiB", "999.9 kB"),
+            (999_950, "976.5 KiB", "1.0 MB"),
+            (1 << 30, "1.0 GiB", "1.1 GB"),
+            (1_000_000_000, "953.7 MiB", "1.0 GB"),
+            (u64::MAX, "16.0 EiB", "18.4 EB"),
+        ] {
+            assert_eq!(bytes_in(Unit::Gib, bytes, 1), gib, "{bytes}");
+            assert_eq!(bytes_in(Unit::Gb, bytes, 1), gb, "{bytes}");
         }
     }
 

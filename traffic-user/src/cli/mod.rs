@@ -1,16 +1,22 @@
 //! The command line: one file a verb. Wires meters to views; holds no rules of its own.
 
+mod books;
 mod clean;
 mod completions;
 mod config;
 mod doctor;
 mod dump;
+mod export;
+mod file;
+mod history;
 mod iptables;
 mod ports;
 mod proxy;
 mod reset;
 mod run;
 mod stats;
+mod summary;
+mod top;
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
@@ -43,14 +49,16 @@ const CHECKS: Checks = Checks {
 
 /// Counts the traffic of V2Ray and Xray servers in the kernel, per port, exactly and at almost no cost.
 ///
+/// Without a verb: the short report of today.
+///
 /// Exit codes: 0 done; 1 done, and a limit or check is over; 2 could not.
 #[derive(Debug, Parser)]
-#[command(name = "traffic", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "traffic", version, propagate_version = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    verb: Verb,
+    verb: Option<Verb>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -94,6 +102,12 @@ enum Verb {
     Iptables(iptables::Args),
     /// Show all configured ports with their traffic
     Ports(ports::Args),
+    /// Show what was moved period by period, from the ledger
+    History(history::Args),
+    /// Show who moved most, from the ledger
+    Top(top::Args),
+    /// Write reports or the ledger's own lines for other programs
+    Export(export::Args),
     /// Begin anew: set counters of the proxy to zero, and our own numbers with them
     Reset(reset::Args),
     /// Take off all of ours and nothing else
@@ -149,9 +163,10 @@ pub fn run() -> Result<ExitCode> {
     log_to_stderr(&cli.global);
     // These two do not stand on the configuration.
     let verb = match cli.verb {
-        Verb::Completions(args) => return completions::run(&args),
-        Verb::Config(args) => return config::run(&cli.global, args),
-        verb => verb,
+        None => return summary::run(&Common::new(cli.global)?),
+        Some(Verb::Completions(args)) => return completions::run(&args),
+        Some(Verb::Config(args)) => return config::run(&cli.global, args),
+        Some(verb) => verb,
     };
     let common = Common::new(cli.global)?;
     match verb {
@@ -160,6 +175,9 @@ pub fn run() -> Result<ExitCode> {
         Verb::Stats(args) => stats::run(&common, &args),
         Verb::Iptables(args) => iptables::run(&common, &args),
         Verb::Ports(args) => ports::run(&common, &args),
+        Verb::History(args) => history::run(&common, &args),
+        Verb::Top(args) => top::run(&common, &args),
+        Verb::Export(args) => export::run(&common, &args),
         Verb::Reset(args) => reset::run(&common, &args),
         Verb::Clean(args) => clean::run(&common, &args),
         Verb::Doctor(args) => doctor::run(&common, &args),

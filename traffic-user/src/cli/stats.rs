@@ -8,7 +8,7 @@ use std::{process::ExitCode, thread, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use super::{Common, dump, host, print, proxy::ProxyArgs};
+use super::{Common, dump, host, print, proxy::ProxyArgs, summary};
 use crate::{
     accounting::{attribute::once, report::Dump},
     config::interval,
@@ -17,7 +17,10 @@ use crate::{
         self,
         proxy::{Latest, ProxyMeter},
     },
-    view::stats::{self, Beside, Document, Part},
+    view::{
+        self,
+        stats::{self, Beside, Document, Part},
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -61,7 +64,13 @@ impl PartChoice {
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let part = args.part.map(PartChoice::part).unwrap_or_default();
     loop {
-        let document = gather(common, args)?;
+        let mut document = gather(common, args)?;
+        // What is counted now can be told without the ledger, so its troubles are only mentioned.
+        let ledger = summary::gather(common).unwrap_or_else(|error| {
+            tracing::warn!("the ledger is left out: {error:#}");
+            None
+        });
+        document.ledger = ledger.as_ref().map(view::summary::json).transpose()?;
         let text = if common.json {
             format!("{}\n", document.json()?)
         } else if args.csv {
@@ -69,7 +78,11 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         } else if args.txt {
             stats::plain(&document, part)
         } else {
-            stats::table(&document, part)
+            let table = stats::table(&document, part);
+            match &ledger {
+                Some(ledger) => format!("{table}\n{}", view::summary::table(ledger)),
+                None => table,
+            }
         };
         print(&text)?;
         let Some(pause) = args.watch else {

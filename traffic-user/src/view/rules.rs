@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use super::{
     json::{JSON_VERSION, Ordered, TrafficJson, time},
-    stats::{Document, GroupDocument, spreadsheet},
+    sheet::{self, cell},
+    stats::{Document, GroupDocument},
     table::grid,
 };
 use crate::accounting::{
@@ -239,13 +240,12 @@ fn csv<'a>(
     header: &[&str],
     rows: impl IntoIterator<Item = Vec<std::borrow::Cow<'a, str>>>,
 ) -> csv::Result<String> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
+    let mut writer = sheet::writer(Vec::new());
     writer.write_record(header)?;
     for row in rows {
         writer.write_record(row.iter().map(|cell| cell.as_bytes()))?;
     }
-    let bytes = writer.into_inner().map_err(|error| csv::Error::from(error.into_error()))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    sheet::text(writer)
 }
 
 /// `iptables port --csv`.
@@ -259,7 +259,7 @@ pub fn ports_csv(report: &RulesReport) -> csv::Result<String> {
         let mut row = vec![
             line.key.into(),
             line.transport.into(),
-            spreadsheet(line.group.unwrap_or_default()).into(),
+            cell(line.group.unwrap_or_default()).into(),
         ];
         row.extend(columns(line.traffic).map(|number| number.to_string().into()));
         row
@@ -284,9 +284,9 @@ pub fn total_csv(report: &RulesReport) -> csv::Result<String> {
 pub fn users_csv(rows: &[UserRow]) -> csv::Result<String> {
     let rows = rows.iter().map(|row| {
         vec![
-            spreadsheet(&row.users.join(" ")).into(),
+            cell(&row.users.join(" ")).into(),
             row.ports.as_str().into(),
-            spreadsheet(row.group.as_deref().unwrap_or_default()).into(),
+            cell(row.group.as_deref().unwrap_or_default()).into(),
             row.input_bytes.to_string().into(),
             row.output_bytes.to_string().into(),
             row.split.name().into(),

@@ -97,6 +97,8 @@ pub(super) struct UserState {
     /// Where he draws: group, and his share in it.
     pub(super) homes: Vec<(usize, usize)>,
     pub(super) active: bool,
+    /// Kernel bytes he was charged and that nobody has taken note of yet.
+    pub(super) drawn: Wire,
 }
 
 impl GroupState {
@@ -158,6 +160,7 @@ impl UserState {
             credit: Payload::default(),
             homes: Vec::new(),
             active: false,
+            drawn: Wire::default(),
         }
     }
 }

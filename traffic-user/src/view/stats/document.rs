@@ -46,6 +46,9 @@ pub struct Document {
     pub anomalies: Vec<AnomalyDocument>,
     /// What happened, oldest first.
     pub events: Vec<EventDocument>,
+    /// Today, this billing month and since ever, as `traffic --json` has it; `None` without a ledger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<serde_json::Value>,
 }
 
 /// How it stands with the proxy's API.
@@ -291,6 +294,7 @@ impl Document {
             }),
             anomalies: report.anomalies.iter().map(Into::into).collect(),
             events: beside.events,
+            ledger: None,
         }
     }
 

@@ -3,7 +3,10 @@
 use comfy_table::{Cell, CellAlignment, Table};
 
 use super::{
-    super::table::{UNKNOWN, grid},
+    super::{
+        sheet::cell,
+        table::{UNKNOWN, grid},
+    },
     Part,
     document::{Document, GroupDocument, PayloadDocument, UserDocument},
 };
@@ -282,10 +285,10 @@ pub fn csv(document: &Document, part: Part) -> Result<String, csv::Error> {
                 let inbound = group.group_total.unwrap_or_default();
                 let kernel = group.kernel;
                 writer.write_record([
-                    spreadsheet(group.tag.as_deref().unwrap_or_default()),
+                    cell(group.tag.as_deref().unwrap_or_default()),
                     group.ports.clone(),
                     group.transport.clone(),
-                    spreadsheet(group.protocol.as_deref().unwrap_or_default()),
+                    cell(group.protocol.as_deref().unwrap_or_default()),
                     number(inbound.uplink),
                     number(inbound.downlink),
                     number(inbound.total),
@@ -328,10 +331,8 @@ pub fn csv(document: &Document, part: Part) -> Result<String, csv::Error> {
             ])?;
             let mut line = |group: Option<&GroupDocument>, user: &UserDocument| {
                 writer.write_record([
-                    spreadsheet(&user.email),
-                    group
-                        .and_then(|group| group.tag.as_deref())
-                        .map_or_else(String::new, spreadsheet),
+                    cell(&user.email),
+                    group.and_then(|group| group.tag.as_deref()).map_or_else(String::new, cell),
                     group.map_or_else(String::new, |group| group.ports.clone()),
                     number(user.payload.uplink),
                     number(user.payload.downlink),
@@ -348,18 +349,6 @@ pub fn csv(document: &Document, part: Part) -> Result<String, csv::Error> {
     }
     let written = writer.into_inner().map_err(|error| error.into_error())?;
     Ok(String::from_utf8_lossy(&written).into_owned())
-}
-
-/// Foreign text in a field: a terminal must not take it for orders, nor a spreadsheet for a formula.
-pub(crate) fn spreadsheet(text: &str) -> String {
-    let mut field = String::with_capacity(text.len());
-    if text.starts_with(['=', '+', '-', '@']) {
-        field.push('\'');
-    }
-    for c in text.chars() {
-        if c.is_control() { field.extend(c.escape_default()) } else { field.push(c) }
-    }
-    field
 }
 
 /// One `name: value` a line, for `grep` and mails.

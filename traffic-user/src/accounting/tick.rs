@@ -1,0 +1,469 @@
+//! One tick: from readings to what is to be booked.
+//!
+//! [`State`] holds what was read last of every meter, what the merge knows, and what is *owed* to the
+//! ledger: counted and not booked yet. A [`Plan`] takes all that is owed together with the *cursors*,
+//! the readings up to which it was counted. Both are stored in one transaction or not at all, so
+//!
+//! > booked + owed = counted up to the last readings, and booked = counted up to the cursors,
+//!
+//! at every time. A plan that could not be stored is [taken back](State::take_back): it is owed again,
+//! and the next one carries it. A process that dies takes its state along, and the next one subtracts
+//! its first readings from the cursors of the last plan that was stored. Nothing is lost, because
+//! readings are totals, and nothing is counted twice.
+//!
+//! # The first reading of a kernel meter
+//!
+//! | the ledger's last reading of it | charged |
+//! |---|---|
+//! | of the same epoch | the difference |
+//! | of the same epoch, but another meter counted since | nothing: that one has counted it |
+//! | of another epoch, and this one began after that reading or under us | all of it |
+//! | of another epoch, and this one ran beside it, or nothing tells | nothing: a new baseline |
+//! | none, and the epoch began under us or after the last reading of any meter | all of it |
+//! | none else | nothing: a new baseline |
+//!
+//! In the life of one process another epoch of a meter is always charged: we saw it begin. Counters
+//! that go on under another name, since the program moved to another hook, have their epoch to tell.
+//! The proxy's counters follow [`payload`]; after a boot of the host all that a proxy counted since
+//! then is charged, if the ledger knew it before.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{
+    anomaly::Anomaly,
+    attribute::Merge,
+    delta::{Deltas, First, diff},
+    frame::Frame,
+    payload::{self, Kept, PayloadDeltas, Polls},
+    proxy::{CounterName, Payload, ProxySnapshot, Subject as Counted},
+    reading::{Coverage, Lane, Layer, Snapshot, Traffic},
+    subject::{GroupKey, Subject},
+    usage::{Entry, Event, Usage},
+};
+
+mod events;
+
+const NANOS: i128 = 1_000_000_000;
+/// Bytes that may lie in the sockets of a proxy, neither counted by it nor passed on.
+const BUFFERS: u64 = 64 << 20;
+/// What was counted over a longer time than this is told to be booked late.
+const LATE: i128 = 600 * NANOS;
+/// Events that wait for a ledger that cannot be written.
+const EVENTS: usize = 1000;
+
+/// Readings up to which the ledger has booked: what the next ones are subtracted from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cursors {
+    /// The last snapshot of each kernel meter.
+    pub kernel: Vec<Snapshot>,
+    /// Meters that were read at the last tick.
+    pub active: Vec<&'static str>,
+    /// The proxy's.
+    pub proxy: Option<ProxyCursor>,
+}
+
+/// The last poll of a proxy, and in which life of the host it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyCursor {
+    /// Tells one boot of the host from another.
+    pub boot: u64,
+    /// The readings.
+    pub kept: Kept,
+}
+
+/// What one transaction of the ledger takes: all of it or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "what is not stored has to be taken back"]
+pub struct Plan {
+    /// The time that it is booked at, seconds of Unix time.
+    pub at: i64,
+    /// What is owed, each subject and layer once, none of it zero.
+    pub entries: Vec<Entry>,
+    /// Where the next readings go on from.
+    pub cursors: Cursors,
+    /// In order of time.
+    pub events: Vec<Event>,
+}
+
+/// When and where a state begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// Nanoseconds of Unix time.
+    pub now: i128,
+    /// Tells this boot of the host from others.
+    pub boot: u64,
+}
+
+/// What one tick found.
+#[derive(Clone, Debug, Default)]
+pub struct Ticked {
+    /// Of each kernel meter that was read, the one of the tick before first.
+    pub kernel: Vec<Deltas>,
+    /// Of the proxy, if it was polled.
+    pub payload: Option<PayloadDeltas>,
+    /// What is wrong with the kernel's meters.
+    pub anomalies: Vec<Anomaly>,
+}
+
+/// Everything that one tick hands on to the next.
+#[derive(Debug, Default)]
+pub struct State {
+    /// The last snapshot of each kernel meter.
+    frame: Frame,
+    /// Meters whose last snapshot is another process's.
+    inherited: HashSet<&'static str>,
+    active: Vec<&'static str>,
+    /// Nanoseconds of Unix time.
+    started: i128,
+    boot: u64,
+    polls: Polls,
+    /// Cursor of another boot, until the proxy is polled in this one.
+    former: Option<ProxyCursor>,
+    /// Boot time from which on a proxy's life was watched; `None` without one.
+    watched: Option<i128>,
+    /// What the kernel counted since the last poll.
+    unreported: Payload,
+    merge: Merge,
+    layer: Option<Layer>,
+    owed: HashMap<(Subject, Layer), Owed>,
+    events: Vec<Event>,
+    /// What was wrong with the kernel's meters at the last tick, so that it is told once.
+    kernel_wrong: Standing,
+    /// What was wrong with the proxy's at the last poll, likewise.
+    proxy_wrong: Standing,
+}
+
+type Standing = HashSet<(String, Option<Subject>)>;
+
+#[derive(Clone, Debug, Default)]
+struct Owed {
+    name: Option<std::sync::Arc<str>>,
+    traffic: Traffic,
+    coverage: Coverage,
+}
+
+impl State {
+    /// Goes on from what the ledger has; from nothing without one.
+    pub fn begin(cursors: Cursors, begin: Begin) -> Self {
+        let mut frame = Frame::new(begin.now);
+        let inherited = cursors.kernel.iter().map(|snapshot| snapshot.meter).collect();
+        for snapshot in cursors.kernel {
+            frame.insert(snapshot);
+        }
+        let (polls, former) = match cursors.proxy {
+            Some(cursor) if cursor.boot == begin.boot => (Polls::resumed(cursor.kept), None),
+            other => (Polls::default(), other),
+        };
+        Self {
+            frame,
+            inherited,
+            active: cursors.active,
+            started: begin.now,
+            boot: begin.boot,
+            polls,
+            former,
+            ..Self::default()
+        }
+    }
+
+    /// Merges with a proxy from now on; `boot_time` is the clock of [`ProxySnapshot::boot`].
+    pub fn watch_proxy(&mut self, boot_time: i128) {
+        self.watched.get_or_insert(boot_time);
+    }
+
+    /// Takes what was read. The frame's time is the tick's.
+    ///
+    /// `poll` is a poll of the proxy that was not given before.
+    pub fn tick(&mut self, frame: Frame, poll: Option<&ProxySnapshot>) -> Ticked {
+        let mut ticked = Ticked::default();
+        let before = |snapshot: &&Snapshot| self.active.contains(&snapshot.meter);
+        let (mut snapshots, others): (Vec<_>, Vec<_>) = frame.snapshots().iter().partition(before);
+        snapshots.extend(others);
+        for snapshot in &snapshots {
+            let (deltas, anomalies) = self.subtract(snapshot, frame.at());
+            self.book_kernel(&deltas);
+            ticked.anomalies.extend(anomalies);
+            ticked.kernel.push(deltas);
+        }
+        self.change_meters(&snapshots, frame.at());
+        let wrong = ticked.anomalies.iter().map(|anomaly| events::of_anomaly(frame.at(), anomaly));
+        let fresh = told_once(&mut self.kernel_wrong, wrong.collect());
+        self.note_all(fresh);
+        for snapshot in snapshots {
+            self.inherited.remove(snapshot.meter);
+        }
+        let at = frame.at();
+        self.frame = frame.following(std::mem::take(&mut self.frame));
+        ticked.payload = poll.map(|poll| self.follow(poll, &ticked.kernel, at));
+        self.attribute(&ticked);
+        ticked
+    }
+
+    /// Takes note that we set counters of the proxy to zero; see [`Polls::reset`].
+    pub fn counters_were_reset(&mut self, values: &[(CounterName, i64)]) {
+        let payload = self.polls.reset(values);
+        self.book_payload(&payload);
+        self.merge.tick(None, Some(&payload));
+        self.book_shares();
+    }
+
+    /// What is owed, to be stored together with the cursors. `at` is seconds of Unix time.
+    pub fn plan(&mut self, at: i64) -> Plan {
+        let entries = self
+            .owed
+            .drain()
+            .map(|((subject, layer), Owed { name, traffic, coverage })| Entry {
+                subject,
+                name,
+                usage: Usage { layer, traffic, coverage },
+            })
+            .collect();
+        let events = std::mem::take(&mut self.events);
+        Plan { at, entries, cursors: self.cursors(), events }
+    }
+
+    /// Owes again what could not be stored.
+    pub fn take_back(&mut self, plan: Plan) {
+        for Entry { subject, name, usage } in plan.entries {
+            let owed = self.owed.entry((subject, usage.layer)).or_default();
+            owed.name = owed.name.take().or(name);
+            owed.traffic = owed.traffic.plus(usage.traffic);
+            owed.coverage = owed.coverage.max(usage.coverage);
+        }
+        let mut events = plan.events;
+        events.append(&mut self.events);
+        // The first ones tell what went wrong.
+        events.truncate(EVENTS);
+        self.events = events;
+    }
+
+    /// Readings up to which everything is booked or owed.
+    pub fn cursors(&self) -> Cursors {
+        let polled = self.polls.kept().map(|kept| ProxyCursor { boot: self.boot, kept });
+        Cursors {
+            kernel: self.frame.snapshots().to_vec(),
+            active: self.active.clone(),
+            proxy: polled.or_else(|| self.former.clone()),
+        }
+    }
+
+    /// Keeps an event for the ledger.
+    pub fn note(&mut self, event: Event) {
+        if self.events.len() < EVENTS {
+            self.events.push(event);
+        }
+    }
+
+    /// The last snapshot of each meter.
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// Whose bytes they were.
+    pub fn merge(&self) -> &Merge {
+        &self.merge
+    }
+
+    /// The same, to be configured or begun anew. What is owed does not change with it.
+    pub fn merge_mut(&mut self) -> &mut Merge {
+        &mut self.merge
+    }
+
+    /// Subtracts a snapshot from the last one of its meter. See the [module](self) for the first one.
+    fn subtract(&mut self, next: &Snapshot, at: i128) -> (Deltas, Vec<Anomaly>) {
+        let begins = next.since.map(|since| (i128::from(since) + 1) * NANOS);
+        let began_after = |time: i128| begins.is_some_and(|begins| begins > time);
+        let under_us = began_after(self.started);
+        let same_counters = |prev: &&Snapshot| (prev.epoch, prev.layer) == (next.epoch, next.layer);
+        let prev = self
+            .frame
+            .snapshot(next.meter)
+            .or_else(|| self.frame.snapshots().iter().find(same_counters));
+        let (deltas, anomalies, event) = match prev {
+            None => {
+                let last = self.frame.snapshots().iter().map(|prev| prev.window.end).max();
+                let known = under_us || last.is_some_and(began_after);
+                let first = if known { First::Charge } else { First::Baseline };
+                let (deltas, anomalies) = diff(None, next, first);
+                (deltas, anomalies, None)
+            }
+            Some(prev) if same_counters(&prev) => {
+                if !self.active.is_empty() && !self.active.contains(&prev.meter) {
+                    let (deltas, anomalies) = diff(None, next, First::Baseline);
+                    (deltas, anomalies, Some(events::returned(at, next)))
+                } else {
+                    // At another hook they go on under another name.
+                    let prev = Snapshot { meter: next.meter, ..prev.clone() };
+                    let (deltas, anomalies) = diff(Some(&prev), next, First::Baseline);
+                    (deltas, anomalies, None)
+                }
+            }
+            Some(prev) => {
+                let live = !self.inherited.contains(prev.meter);
+                if live || under_us || began_after(prev.window.end) {
+                    let (deltas, anomalies) = diff(Some(prev), next, First::Baseline);
+                    (deltas, anomalies, Some(events::restarted(at, prev)))
+                } else {
+                    let (mut deltas, anomalies) = diff(None, next, First::Baseline);
+                    deltas.coverage = Coverage::Gap;
+                    (deltas, anomalies, Some(events::unwatched(at, prev, next)))
+                }
+            }
+        };
+        let over = deltas.from.map_or(0, |from| deltas.to.saturating_sub(from));
+        if over > LATE && deltas.total() != Traffic::default() {
+            self.note(events::late(at, &deltas));
+        }
+        self.events.extend(event);
+        (deltas, anomalies)
+    }
+
+    /// Takes note of which meters are read now.
+    fn change_meters(&mut self, snapshots: &[&Snapshot], at: i128) {
+        let now: Vec<_> = snapshots.iter().map(|snapshot| snapshot.meter).collect();
+        // A tick at which nothing could be read changes nothing.
+        if now.is_empty() || now.iter().all(|meter| self.active.contains(meter)) {
+            if !now.is_empty() {
+                self.active = now;
+            }
+            return;
+        }
+        if !self.active.is_empty() {
+            self.note(events::meter_changed(at, &self.active, snapshots));
+        }
+        // The one before may be read once more beside the new one, never again after that.
+        self.active = now;
+    }
+
+    fn follow(&mut self, poll: &ProxySnapshot, kernel: &[Deltas], at: i128) -> PayloadDeltas {
+        let total: Traffic = kernel.iter().map(Deltas::total).sum();
+        let moved = Payload { uplink: total.input_bytes, downlink: total.output_bytes };
+        let wire = std::mem::take(&mut self.unreported).plus(moved);
+        let complete = kernel.iter().all(|deltas| deltas.coverage == Coverage::Complete);
+        // What one counter can have moved passed the kernel, or lay in socket buffers.
+        let most = (complete && !kernel.is_empty())
+            .then(|| wire.plus(Payload { uplink: BUFFERS, downlink: BUFFERS }));
+        let begin = match self.former.take() {
+            // It was known before this boot, so all that it counted in it is new.
+            Some(_) => payload::first(poll, -NANOS),
+            None => payload::first(poll, self.watched.unwrap_or(poll.boot.end)),
+        };
+        let payload = self.polls.follow(poll, begin, most);
+        self.book_payload(&payload);
+        let fresh = told_once(&mut self.proxy_wrong, events::of_payload(at, &payload));
+        self.note_all(fresh);
+        payload
+    }
+
+    fn attribute(&mut self, ticked: &Ticked) {
+        if self.watched.is_none() {
+            return;
+        }
+        let mut payload = ticked.payload.as_ref();
+        for (left, deltas) in (0..ticked.kernel.len()).rev().zip(&ticked.kernel) {
+            if payload.is_none() {
+                let total = deltas.total();
+                let moved = Payload { uplink: total.input_bytes, downlink: total.output_bytes };
+                self.unreported = self.unreported.plus(moved);
+            }
+            if self.layer.replace(deltas.layer).is_some_and(|layer| layer != deltas.layer) {
+                self.merge.other_layer();
+            }
+            // Payload draws from all that the kernel counted until it was reported.
+            let reported = if left == 0 { payload.take() } else { None };
+            self.merge.tick(Some(deltas), reported);
+            self.book_shares();
+        }
+        if let Some(payload) = payload {
+            self.merge.tick(None, Some(payload));
+            self.book_shares();
+        }
+    }
+
+    fn book_kernel(&mut self, deltas: &Deltas) {
+        let (layer, coverage) = (deltas.layer, deltas.coverage);
+        for delta in &deltas.groups {
+            let total = delta.lanes.total();
+            if total == Traffic::default() {
+                continue;
+            }
+            let key = GroupKey::of(&delta.group);
+            for lane in Lane::ALL {
+                let subject = Subject::Lane(key.clone(), lane);
+                self.owe(subject, layer, *delta.lanes.lane(lane), coverage);
+            }
+            let name = delta.group.name().map(Into::into);
+            let owed = self.owe(Subject::Group(key), layer, total, coverage);
+            if let Some(owed) = owed {
+                owed.name = name;
+            }
+        }
+        if let Some(skipped) = deltas.skipped {
+            let seen = [skipped.unwatched, skipped.fragment, skipped.other, skipped.malformed];
+            let host = seen.into_iter().sum::<Traffic>().plus(deltas.total());
+            self.owe(Subject::Host, layer, host, coverage);
+            self.owe(Subject::Relay, layer, skipped.unwatched, coverage);
+        }
+    }
+
+    fn book_payload(&mut self, payload: &PayloadDeltas) {
+        for (subject, charge) in &payload.charges {
+            if let Counted::User(email) = subject {
+                let traffic = bytes(charge.uplink, charge.downlink);
+                let user = Subject::User(email.clone());
+                self.owe(user, Layer::Payload, traffic, payload.coverage);
+            }
+        }
+    }
+
+    fn book_shares(&mut self) {
+        let Some(layer) = self.layer else { return };
+        for (email, wire) in self.merge.take_drawn() {
+            let traffic = bytes(wire.input, wire.output);
+            self.owe(Subject::User(email), layer, traffic, Coverage::Complete);
+        }
+    }
+
+    fn owe(
+        &mut self,
+        subject: Subject,
+        layer: Layer,
+        traffic: Traffic,
+        coverage: Coverage,
+    ) -> Option<&mut Owed> {
+        if traffic == Traffic::default() {
+            return None;
+        }
+        let owed = self.owed.entry((subject, layer)).or_default();
+        owed.traffic = owed.traffic.plus(traffic);
+        owed.coverage = owed.coverage.max(coverage);
+        Some(owed)
+    }
+
+    fn note_all(&mut self, events: Vec<Event>) {
+        for event in events {
+            self.note(event);
+        }
+    }
+}
+
+/// The events that tell something new: what was told last time as well goes on. Each restart is one of
+/// its own.
+fn told_once(standing: &mut Standing, events: Vec<Event>) -> Vec<Event> {
+    let key = |event: &Event| (event.kind.clone(), event.subject.clone());
+    let now: Standing = events.iter().map(key).collect();
+    let before = std::mem::replace(standing, now);
+    events
+        .into_iter()
+        .filter(|event| !before.contains(&key(event)) || events::is_momentary(&event.kind))
+        .collect()
+}
+
+const fn bytes(input_bytes: u64, output_bytes: u64) -> Traffic {
+    Traffic { input_bytes, output_bytes, input_packets: 0, output_packets: 0 }
+}
+
+#[cfg(test)]
+mod laws;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! The daemon's end of the ledger: what to do when it cannot be written.
+//!
+//! Whatever goes wrong, the caller [takes the plan back](crate::accounting::tick::State::take_back)
+//! and goes on counting; the next plan carries it. A ledger that was open stays open after an error of
+//! the disk, so that a transaction of which it is not sure whether it landed is written over and never
+//! booked again. One that is gone or was replaced is opened anew, or made, and what was booked in it
+//! stays with it; so does what is in a damaged one, which is set aside.
+
+use std::path::{Path, PathBuf};
+
+use super::{Ledger, LedgerError, Options, Tidied, file};
+use crate::accounting::{
+    tick::{Cursors, Plan},
+    usage::Event,
+};
+
+/// Steps of tidying after one plan.
+const STEPS: usize = 3;
+
+/// A ledger that is opened again when it has to be.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    options: Options,
+    ledger: Option<Ledger>,
+}
+
+/// What was found when a ledger was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// The store.
+    pub store: Store,
+    /// What it goes on from.
+    pub cursors: Cursors,
+    /// Where a damaged one was put, and why.
+    pub set_aside: Option<(PathBuf, LedgerError)>,
+}
+
+impl Store {
+    /// Opens the ledger of a state folder, whose lock the caller holds. A damaged one is set aside and a
+    /// new one begun. `now` is seconds of Unix time.
+    ///
+    /// # Errors
+    ///
+    /// Every other [`LedgerError`].
+    pub fn open(folder: &Path, options: Options, now: i64) -> Result<Opened, LedgerError> {
+        let open = || {
+            let (ledger, _) = Ledger::open(folder, options.clone())?;
+            let cursors = ledger.cursors()?;
+            Ok((ledger, cursors))
+        };
+        let ((ledger, cursors), set_aside) = match open() {
+            Err(error @ LedgerError::Corrupt { .. }) => {
+                let aside = file::set_aside(&file::path(folder), now)?;
+                (open()?, Some((aside, error)))
+            }
+            other => (other?, None),
+        };
+        let store = Self { folder: folder.into(), options, ledger: Some(ledger) };
+        Ok(Opened { store, cursors, set_aside })
+    }
+
+    /// Books a plan, all of it or nothing. Gives what happened to the ledger itself, for people; it is
+    /// booked as an event too.
+    ///
+    /// # Errors
+    ///
+    /// Every [`LedgerError`]. The plan is not booked then, and has to be taken back.
+    pub fn commit(&mut self, plan: &Plan) -> Result<Vec<Event>, LedgerError> {
+        let first = match self.try_commit(plan, Vec::new()) {
+            Err(LedgerError::Gone { .. }) => "the ledger was gone",
+            Err(LedgerError::Replaced { .. }) => "the ledger was replaced by another file",
+            Err(LedgerError::Corrupt { .. }) => {
+                self.ledger = None;
+                let aside = file::set_aside(&file::path(&self.folder), plan.at)?;
+                let what =
+                    format!("the ledger was damaged and is set aside as {}", aside.display());
+                return self.try_commit(plan, vec![event(plan, "ledger-damaged", what)]);
+            }
+            other => return other,
+        };
+        self.ledger = None;
+        let made = !file::path(&self.folder).exists();
+        let then = if made { "a new one is begun" } else { "the one that is there goes on" };
+        let what = format!("{first}; {then}");
+        self.try_commit(plan, vec![event(plan, "ledger-replaced", what)])
+    }
+
+    fn try_commit(&mut self, plan: &Plan, news: Vec<Event>) -> Result<Vec<Event>, LedgerError> {
+        let ledger = match &mut self.ledger {
+            Some(ledger) => ledger,
+            None => self.ledger.insert(Ledger::open(&self.folder, self.options.clone())?.0),
+        };
+        if news.is_empty() {
+            ledger.commit(plan)?;
+        } else {
+            let mut plan = plan.clone();
+            plan.events.extend(news.iter().cloned());
+            ledger.commit(&plan)?;
+        }
+        Ok(news)
+    }
+
+    /// Sums up and lets go, a little at a time: to be called after each commit. `now` is seconds of Unix
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// Every [`LedgerError`]; what was not done is done later.
+    pub fn tidy(&mut self, now: i64) -> Result<(), LedgerError> {
+        let Some(ledger) = &mut self.ledger else { return Ok(()) };
+        for _ in 0..STEPS {
+            if ledger.tidy(now)? == Tidied::Nothing {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn event(plan: &Plan, kind: &str, what: String) -> Event {
+    Event { at: i128::from(plan.at) * 1_000_000_000, kind: kind.to_owned(), subject: None, what }
+}
