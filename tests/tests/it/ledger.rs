@@ -54,9 +54,7 @@ fn read_as(folder: &Path, group: libc::gid_t) -> Result<Option<u64>, LedgerError
 
 #[test]
 fn members_of_the_folders_group_read_beside_the_daemon_and_without_it_and_others_never() {
-    if !need::root() {
-        return;
-    }
+    need!(Root);
     let place = std::env::temp_dir().join(format!("traffic-it-ledger-{}", std::process::id()));
     fs::create_dir(&place).unwrap();
     let folder = Folder(place);
