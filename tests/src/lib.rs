@@ -13,6 +13,7 @@ pub mod handler;
 pub mod leaks;
 pub mod load;
 pub mod loaded;
+pub mod manager;
 pub mod need;
 pub mod neighbour;
 pub mod netns;

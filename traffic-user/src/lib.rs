@@ -11,10 +11,12 @@ mod fault;
 pub mod ledger;
 pub mod meter;
 pub mod proxy_config;
+mod rule_traffic;
 mod run;
 mod state;
 mod stats_factory;
 pub mod view;
 
 pub use accounting::units::bytes_2_human_readable;
+pub use rule_traffic::{PortTraffic, calcul_iptables_traffic, clean_iptables};
 pub use stats_factory::{ExportFormat, Stats, StatsError, StatsFactory, all_port};

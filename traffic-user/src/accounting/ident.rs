@@ -32,6 +32,42 @@ impl Hook {
     }
 }
 
+/// Who counts the kernel's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MeterKind {
+    /// Our eBPF programs, at a hook.
+    Ebpf(Hook),
+    /// Rules of nftables.
+    Nft,
+    /// Rules of iptables.
+    Iptables,
+}
+
+impl MeterKind {
+    /// In the order in which `auto` tries them.
+    pub const ALL: [Self; 5] = [
+        Self::Ebpf(Hook::Tcx),
+        Self::Ebpf(Hook::Tc),
+        Self::Ebpf(Hook::Cgroup),
+        Self::Nft,
+        Self::Iptables,
+    ];
+
+    /// As the outputs and options write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf(hook) => hook.name(),
+            Self::Nft => "nft",
+            Self::Iptables => "iptables",
+        }
+    }
+
+    /// Whether it stands on devices: the others see what sockets send and get, on any device.
+    pub const fn on_devices(self) -> bool {
+        matches!(self, Self::Ebpf(Hook::Tcx | Hook::Tc))
+    }
+}
+
 /// Which of the two transports a group counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Common, print};
 use crate::{
-    meter::{Lock, ebpf},
+    meter::{self, Lock},
     view::json::JSON_VERSION,
 };
 
@@ -21,7 +21,7 @@ pub(super) struct Args {
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     // Not under the feet of a daemon that counts.
     let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns()?) };
-    let said = ebpf::clean(&common.pins, args.dry_run)?;
+    let said = meter::clean(&common.pins, args.dry_run)?;
     if common.json {
         let document = json!({
             "jsonversion": JSON_VERSION,

@@ -7,11 +7,14 @@ use serde::Serialize;
 
 use super::{Common, host, print, proxy::ProxyArgs, stats};
 use crate::{
-    accounting::proxy::ApiState,
+    accounting::{
+        ident::{Hook, MeterKind},
+        proxy::ApiState,
+    },
     meter::{
-        MeterError,
+        self, MeterError,
         devices::{Facts, Wanted, choose},
-        ebpf::{self, Hook, OBJECT, Pinned},
+        ebpf::{self, OBJECT},
         host as facts,
         listening::listening,
         proxy::{Latest, ProxyMeter},
@@ -84,8 +87,8 @@ struct Document<'a> {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let mut checks = vec![Check::ok("kernel", facts::kernel()), object(), capabilities()];
-    let (meter, hooks) = hooks(args);
-    checks.extend(hooks);
+    let (meter, meters) = meters(args);
+    checks.extend(meters);
     checks.push(cgroup2());
     checks.push(bpffs(common));
     checks.extend(devices());
@@ -99,7 +102,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
             jsonversion: JSON_VERSION,
             host: host(),
             version: env!("CARGO_PKG_VERSION"),
-            meter: meter.map(Hook::name),
+            meter: meter.map(MeterKind::name),
             checks: &checks,
         };
         print(&format!("{}\n", serde_json::to_string(&document)?))?;
@@ -109,7 +112,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-fn text(meter: Option<Hook>, checks: &[Check]) -> String {
+fn text(meter: Option<MeterKind>, checks: &[Check]) -> String {
     let mut text = String::new();
     for Check { name, status, found, remedy, paste } in checks {
         let mark = match status {
@@ -126,7 +129,13 @@ fn text(meter: Option<Hook>, checks: &[Check]) -> String {
         }
     }
     match meter {
-        Some(hook) => text.push_str(&format!("\n`traffic run` would count at {}.\n", hook.name())),
+        Some(MeterKind::Ebpf(hook)) => {
+            text.push_str(&format!("\n`traffic run` would count at {}.\n", hook.name()));
+        }
+        Some(kind) => text.push_str(&format!(
+            "\n`traffic run` would count with rules of {}, because eBPF cannot run here.\n",
+            kind.name()
+        )),
         None => text.push_str("\n`traffic run` cannot count here.\n"),
     }
     text
@@ -153,30 +162,28 @@ fn capabilities() -> Check {
     }
 }
 
-fn hooks(args: &Args) -> (Option<Hook>, Vec<Check>) {
-    let name = |hook| match hook {
-        Hook::Tcx => "hook tcx",
-        Hook::Tc => "hook tc",
-        Hook::Cgroup => "hook cgroup",
-    };
-    match ebpf::try_all(args.cgroup.as_deref()) {
-        Err(error) => (None, vec![Check::failed("hooks", error)]),
-        Ok(trials) => {
-            let chosen = facts::choose(&trials).ok().map(|(hook, _)| hook);
-            let checks = trials
-                .into_iter()
-                .map(|(hook, result)| match result {
-                    Ok(()) if Some(hook) == chosen => {
-                        Check::ok(name(hook), "works; chosen by auto")
-                    }
-                    Ok(()) => Check::ok(name(hook), "works"),
-                    Err(reason) if chosen.is_some() => Check::info(name(hook), reason, ""),
-                    Err(reason) => Check::fail(name(hook), reason, None),
-                })
-                .collect();
-            (chosen, checks)
+fn meters(args: &Args) -> (Option<MeterKind>, Vec<Check>) {
+    const fn name(kind: MeterKind) -> &'static str {
+        match kind {
+            MeterKind::Ebpf(Hook::Tcx) => "hook tcx",
+            MeterKind::Ebpf(Hook::Tc) => "hook tc",
+            MeterKind::Ebpf(Hook::Cgroup) => "hook cgroup",
+            MeterKind::Nft => "nft",
+            MeterKind::Iptables => "iptables",
         }
     }
+    let trials = meter::try_all(args.cgroup.as_deref());
+    let chosen = facts::choose(&trials).ok().map(|(kind, _)| kind);
+    let checks = trials
+        .into_iter()
+        .map(|(kind, result)| match result {
+            Ok(()) if Some(kind) == chosen => Check::ok(name(kind), "works; chosen by auto"),
+            Ok(()) => Check::ok(name(kind), "works"),
+            Err(reason) if chosen.is_some() => Check::info(name(kind), reason, ""),
+            Err(reason) => Check::fail(name(kind), reason, None),
+        })
+        .collect();
+    (chosen, checks)
 }
 
 fn cgroup2() -> Check {
@@ -246,19 +253,21 @@ fn ports() -> Check {
 }
 
 fn pins(common: &Common) -> Check {
-    match Pinned::open(&common.pins) {
-        Ok(None) => Check::info("pins", "none", ""),
-        Ok(Some(pinned)) => Check::ok("pins", format!("counting at {}", pinned.hook().name())),
-        Err(error) => Check::failed("pins", error),
+    match meter::installed(&common.pins) {
+        Ok(None) => Check::info("persisted", "nothing", ""),
+        Ok(Some((snapshot, _))) => {
+            Check::ok("persisted", format!("counting goes on at {}", snapshot.meter))
+        }
+        Err(error) => Check::failed("persisted", error),
     }
 }
 
 fn leftovers(common: &Common) -> Check {
-    // Pins go on counting because they were asked to; only what nobody reads is left over.
-    if Pinned::open(&common.pins).is_ok_and(|pinned| pinned.is_some()) {
-        return Check::info("leftovers", "not looked for while pins count", "");
+    // What goes on counting was asked to; only what nobody reads is left over.
+    if meter::installed(&common.pins).is_ok_and(|installed| installed.is_some()) {
+        return Check::info("leftovers", "not looked for while something goes on counting", "");
     }
-    match ebpf::clean(&common.pins, true) {
+    match meter::clean(&common.pins, true) {
         Ok(said) if said.is_empty() => Check::ok("leftovers", "none"),
         Ok(said) => Check::info(
             "leftovers",

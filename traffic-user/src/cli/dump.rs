@@ -1,4 +1,4 @@
-//! `traffic dump`: the counters as they stand, once, read from their pins without any daemon.
+//! `traffic dump`: the counters as they stand, once, read from their pins or rules without any daemon.
 
 use std::{
     io::{self, Write as _},
@@ -11,12 +11,12 @@ use anyhow::{Context as _, Result, bail};
 use super::{Common, host, print};
 use crate::{
     accounting::report::{DeviceReport, Dump},
-    meter::ebpf::Pinned,
+    meter,
     view::{json, table},
 };
 
 pub(super) fn run(common: &Common) -> Result<ExitCode> {
-    let Some(report) = pinned(&common.pins)? else {
+    let Some(report) = installed(&common.pins)? else {
         bail!(
             "nothing is counted under {}\n  remedy: start `traffic run --persist`, or see a run without it by `traffic run --output json`",
             common.pins.display()
@@ -33,17 +33,15 @@ pub(super) fn run(common: &Common) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is counted under the pins; `None` when nothing is.
-pub(super) fn pinned(folder: &Path) -> Result<Option<Dump>> {
-    let Some(pinned) = Pinned::open(folder)? else {
+/// What is counted under the pins, or by rules of ours; `None` when nothing is.
+pub(super) fn installed(folder: &Path) -> Result<Option<Dump>> {
+    let Some((snapshot, devices)) = meter::installed(folder)? else {
         return Ok(None);
     };
-    let hook = pinned.hook().name();
-    let devices = pinned
-        .devices()?
+    let hook = snapshot.meter;
+    let devices = devices
         .into_iter()
         .map(|device| DeviceReport { name: device.name, link_header: device.link_header, hook })
         .collect();
-    let snapshot = pinned.read()?;
     Ok(Some(Dump { host: host(), snapshot, devices, passed_over: Vec::new() }))
 }

@@ -2,8 +2,10 @@
 
 mod clean;
 mod completions;
+mod config;
 mod doctor;
 mod dump;
+mod iptables;
 mod ports;
 mod proxy;
 mod reset;
@@ -11,19 +13,19 @@ mod run;
 mod stats;
 
 use std::{
-    io::{self, Write as _},
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     accounting::ident::{GroupError, Groups},
-    config::Config,
-    meter::ebpf::DEFAULT_PINS,
+    config::{Checks, Config},
+    meter::{devices::Wanted, ebpf::DEFAULT_PINS, proxy::Address},
 };
 
 /// Used when nothing else is asked for.
@@ -31,6 +33,13 @@ const DEFAULT_STATE: &str = "/var/lib/traffic";
 
 /// Most groups that can be watched at once.
 const MOST_GROUPS: usize = traffic_ebpf::abi::MAX_SLOTS as usize;
+
+/// What the configuration cannot know by itself.
+const CHECKS: Checks = Checks {
+    most_groups: MOST_GROUPS,
+    iface: |globs| Wanted::new(globs).map(drop).map_err(|error| error.to_string()),
+    api: |place| place.parse::<Address>().map(drop).map_err(|error| error.to_string()),
+};
 
 /// Counts the traffic of V2Ray and Xray servers in the kernel, per port, exactly and at almost no cost.
 ///
@@ -81,6 +90,8 @@ enum Verb {
     Dump,
     /// Show what kernel and proxy say of groups and users, merged
     Stats(stats::Args),
+    /// Show what rules of nftables or iptables counted, where eBPF cannot run, and clean up after them
+    Iptables(iptables::Args),
     /// Show all configured ports with their traffic
     Ports(ports::Args),
     /// Begin anew: set counters of the proxy to zero, and our own numbers with them
@@ -89,6 +100,8 @@ enum Verb {
     Clean(clean::Args),
     /// Show what this host can do, which meter would be used, and why
     Doctor(doctor::Args),
+    /// Look at a configuration
+    Config(config::Args),
     /// Write a completion script for a shell
     Completions(completions::Args),
 }
@@ -99,11 +112,13 @@ struct Common {
     state: PathBuf,
     pins: PathBuf,
     config: Config,
+    /// The file that `config` was read from; `None` is the usual place.
+    config_file: Option<PathBuf>,
 }
 
 impl Common {
     fn new(global: Global) -> Result<Self> {
-        let config = Config::load(global.config.as_deref(), MOST_GROUPS)?;
+        let config = Config::load(global.config.as_deref(), CHECKS)?;
         let choose = |typed: Option<PathBuf>, set: &Option<PathBuf>, default: &str| {
             typed.or_else(|| set.clone()).unwrap_or_else(|| default.into())
         };
@@ -112,6 +127,7 @@ impl Common {
             state: choose(global.state, &config.state, DEFAULT_STATE),
             pins: choose(global.pins, &config.pins, DEFAULT_PINS),
             config,
+            config_file: global.config,
         })
     }
 }
@@ -131,19 +147,23 @@ pub fn run() -> Result<ExitCode> {
         }
     };
     log_to_stderr(&cli.global);
-    if let Verb::Completions(args) = cli.verb {
-        return completions::run(&args);
-    }
+    // These two do not stand on the configuration.
+    let verb = match cli.verb {
+        Verb::Completions(args) => return completions::run(&args),
+        Verb::Config(args) => return config::run(&cli.global, args),
+        verb => verb,
+    };
     let common = Common::new(cli.global)?;
-    match cli.verb {
+    match verb {
         Verb::Run(args) => run::run(&common, args),
         Verb::Dump => dump::run(&common),
         Verb::Stats(args) => stats::run(&common, &args),
+        Verb::Iptables(args) => iptables::run(&common, &args),
         Verb::Ports(args) => ports::run(&common, &args),
         Verb::Reset(args) => reset::run(&common, &args),
         Verb::Clean(args) => clean::run(&common, &args),
         Verb::Doctor(args) => doctor::run(&common, &args),
-        Verb::Completions(args) => completions::run(&args),
+        Verb::Completions(_) | Verb::Config(_) => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -160,7 +180,7 @@ fn log_to_stderr(global: &Global) {
         Color::Never => false,
         Color::Auto => {
             std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-                && io::IsTerminal::is_terminal(&io::stderr())
+                && io::stderr().is_terminal()
         }
     };
     tracing_subscriber::fmt()
@@ -183,6 +203,19 @@ fn host() -> String {
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Asks on the terminal. Anything but a yes is a no.
+fn agreed(question: &str) -> Result<bool> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        bail!("this is asked about on a terminal\n  remedy: give --yes in scripts");
+    }
+    let mut stderr = io::stderr();
+    write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush()).context("cannot ask")?;
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
 }
 
 /// Writes a result to stdout.

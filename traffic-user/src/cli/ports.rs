@@ -25,7 +25,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
-    let dump = dump::pinned(&common.pins)?;
+    let dump = dump::installed(&common.pins)?;
     let typed = args.ports.clone().or_else(|| common.config.ports.clone()).unwrap_or_default();
     let config = match args.proxy.place(common)? {
         Some(place) => place.config()?,

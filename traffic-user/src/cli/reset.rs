@@ -1,13 +1,10 @@
 //! `traffic reset`: a new zero, at the proxy and in our own report. Asks first.
 
-use std::{
-    io::{self, BufRead as _, IsTerminal as _, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Common, print, proxy::ProxyArgs};
+use super::{Common, agreed, print, proxy::ProxyArgs};
 use crate::{
     accounting::ident::shown,
     daemon::{Question, Whose, ask, joined, names, zero},
@@ -32,6 +29,13 @@ pub(super) struct Args {
     proxy: ProxyArgs,
 }
 
+/// The group that has a port, and its users: for the menu.
+pub(super) fn port(common: &Common, port: u16) -> Result<()> {
+    let proxy = ProxyArgs::default();
+    let args = Args { user: None, port: Some(port), all: false, yes: false, proxy };
+    run(common, &args).map(drop)
+}
+
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let whose = match (&args.user, args.port) {
         (Some(user), _) => Whose::User(user.clone()),
@@ -43,7 +47,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         Whose::Port(port) => format!("port {port} and its users"),
         Whose::All => "all users and groups".to_owned(),
     };
-    if !args.yes && !agreed(&subject)? {
+    if !args.yes && !agreed(&format!("Set the numbers of {subject} to zero?"))? {
         print("nothing was reset\n")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -68,19 +72,4 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let said = zero(address, names(&inbounds, &whose)).said()?;
     print(&format!("{subject}: {said} (no daemon was asked)\n"))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Asks on the terminal. Anything but a yes is a no.
-fn agreed(subject: &str) -> Result<bool> {
-    let stdin = io::stdin();
-    if !stdin.is_terminal() {
-        bail!("a reset is asked about on a terminal\n  remedy: give --yes in scripts");
-    }
-    let mut stderr = io::stderr();
-    write!(stderr, "Set the numbers of {subject} to zero? [y/N] ")
-        .and_then(|()| stderr.flush())
-        .context("cannot ask")?;
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
 }

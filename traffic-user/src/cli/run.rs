@@ -1,24 +1,28 @@
 //! `traffic run`: attach, count and show until stopped.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ValueEnum;
 
-use super::{Common, MOST_GROUPS, groups, host, proxy::ProxyArgs};
+use super::{CHECKS, Common, MOST_GROUPS, groups, host, proxy::ProxyArgs};
 use crate::{
-    accounting::ident::Groups,
-    config::interval,
-    daemon::{self, Output, Proxy, Settings, unix_time},
+    accounting::ident::{Groups, Hook, MeterKind},
+    config::{Config, Output, interval},
+    daemon::{self, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, unix_time},
     meter::{
-        Lock, MeterError,
+        Lock, Meter, MeterError, Options,
         devices::{Facts, Wanted, choose},
-        ebpf::{EbpfMeter, Hook, Options},
         listening::listening,
     },
 };
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// What to count: ports, ranges, lists joined by +, each with /tcp or /udp and a name if wanted,
     /// such as 443,8443/tcp,20000-50000/udp=hop. Without it: the ports that something listens on
@@ -29,16 +33,16 @@ pub(super) struct Args {
     /// Devices to count on (globs). Without it: those with a default route, followed as they change
     #[arg(long, value_name = "GLOB", num_args = 1.., value_delimiter = ',')]
     iface: Vec<String>,
-    /// Which hook counts. Without it: auto
+    /// What counts. Without it: auto
     #[arg(long, value_name = "METER")]
     meter: Option<MeterChoice>,
     /// Folder in cgroup2, for the cgroup meter. Without it: its root
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
-    /// Time between ticks. Without it: 2s for a table, 10s for JSON
+    /// Time between ticks. Without it: 2s for a table, else 10s
     #[arg(long, value_name = "TIME", value_parser = interval)]
     interval: Option<Duration>,
-    /// What to write at each tick
+    /// What to write at each tick. Without it: a table; none where a service manager started it
     #[arg(long, value_name = "FORM")]
     output: Option<OutputChoice>,
     /// End after so many ticks
@@ -65,16 +69,22 @@ enum MeterChoice {
     Tc,
     /// Sockets of a cgroup
     Cgroup,
+    /// Rules of nftables: where eBPF cannot run
+    Nft,
+    /// Rules of iptables: the last resort
+    Iptables,
 }
 
 impl MeterChoice {
-    const fn hook(self) -> Option<Hook> {
-        match self {
-            Self::Auto => None,
-            Self::Tcx => Some(Hook::Tcx),
-            Self::Tc => Some(Hook::Tc),
-            Self::Cgroup => Some(Hook::Cgroup),
-        }
+    const fn kind(self) -> Option<MeterKind> {
+        Some(match self {
+            Self::Auto => return None,
+            Self::Tcx => MeterKind::Ebpf(Hook::Tcx),
+            Self::Tc => MeterKind::Ebpf(Hook::Tc),
+            Self::Cgroup => MeterKind::Ebpf(Hook::Cgroup),
+            Self::Nft => MeterKind::Nft,
+            Self::Iptables => MeterKind::Iptables,
+        })
     }
 }
 
@@ -84,59 +94,64 @@ enum OutputChoice {
     Table,
     /// One document a line
     Json,
+    /// Nothing
+    None,
+}
+
+impl OutputChoice {
+    const fn output(self) -> Output {
+        match self {
+            Self::Table => Output::Table,
+            Self::Json => Output::Json,
+            Self::None => Output::None,
+        }
+    }
 }
 
 pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
-    let output = match args.output {
-        Some(OutputChoice::Json) => Output::Json,
-        Some(OutputChoice::Table) => Output::Table,
-        None if common.json => Output::Json,
-        None => Output::Table,
-    };
-    let default = if output == Output::Json { 10 } else { 2 };
     let config = &common.config;
-    let interval = args.interval.or(config.interval).unwrap_or(Duration::from_secs(default));
-    let hook = args.meter.map_or(config.meter.flatten(), MeterChoice::hook);
-    let cgroup = args.cgroup.or_else(|| config.cgroup.clone());
-    if cgroup.is_some() && !matches!(hook, None | Some(Hook::Cgroup)) {
+    let typed = args.output.map(OutputChoice::output).or(common.json.then_some(Output::Json));
+    // A journal is no place for a table that is drawn again and again.
+    let output = typed.or(config.output).unwrap_or_else(|| {
+        if daemon::is_watched() && !io::stdout().is_terminal() {
+            Output::None
+        } else {
+            Output::Table
+        }
+    });
+    let place = args.proxy.place(common)?;
+    let live = live(&args, config, output, place.as_ref())?;
+    let kind = args.meter.map_or(config.meter.flatten(), MeterChoice::kind);
+    let cgroup = args.cgroup.clone().or_else(|| config.cgroup.clone());
+    if cgroup.is_some() && !matches!(kind, None | Some(MeterKind::Ebpf(Hook::Cgroup))) {
         bail!("--cgroup goes with --meter cgroup (or auto)");
     }
     // A path in cgroup2 says which meter is meant.
-    let hook = if cgroup.is_some() { Some(Hook::Cgroup) } else { hook };
-    let globs = if args.iface.is_empty() { config.iface.as_deref() } else { None };
-    let wanted =
-        Wanted::new(globs.unwrap_or(&args.iface)).map_err(|error| anyhow!("--iface: {error}"))?;
-    let typed = args.ports.or_else(|| config.ports.clone());
-
-    let state_lock = if args.no_ledger { None } else { Some(state(common)?) };
+    let kind = if cgroup.is_some() { Some(MeterKind::Ebpf(Hook::Cgroup)) } else { kind };
+    let no_ledger = args.no_ledger || config.ledger == Some(false);
+    let state_lock = if no_ledger { None } else { Some(state(common)?) };
     let _lock = Lock::of_this_netns()?;
     let started = unix_time();
-    let place = args.proxy.place(common)?;
-    // One that was named is there now or never; with ports that were typed, they are what is wanted.
-    let later = place.clone().filter(|place| !place.is_named() && typed.is_none());
-    let mut proxy = match place {
-        Some(place) => Proxy::find(place, typed.clone().unwrap_or_default(), interval, started)?,
+    let typed = live.typed.clone().unwrap_or_default();
+    let mut proxy = match place.clone() {
+        Some(place) => Proxy::find(place, typed.clone(), live.interval, started)?,
         None => None,
     };
     let asked = match &proxy {
         Some(proxy) => proxy.groups(),
-        None => typed.unwrap_or_default(),
+        None => typed,
     };
     let listeners = asked.is_empty();
     let groups = if listeners { Groups::new(listening()?, MOST_GROUPS)? } else { asked };
-    check_devices(&wanted)?;
-    let options = Options {
-        hook,
-        cgroup,
-        persist: args.persist || config.persist == Some(true),
-        pins: common.pins.clone(),
-        log: args.log_packets,
-    };
+    check_devices(&live.wanted)?;
+    let persist = args.persist || config.persist == Some(true);
+    let options =
+        Options { kind, cgroup, persist, pins: common.pins.clone(), log: args.log_packets };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let meter = EbpfMeter::start(&options, &groups)?;
+    let meter = Meter::start(&options, &groups)?;
     if let Some(proxy) = &mut proxy
         && let Err(error) = proxy.watch()
     {
@@ -144,18 +159,46 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     }
     let settings = Settings {
         host: host(),
-        wanted,
+        wanted: live.wanted,
         listeners,
-        proxy: later,
-        interval,
+        proxy: live.proxy,
+        interval: live.interval,
         output,
         count: args.count,
         log: args.log_packets,
         state: state_lock.as_ref().map(|_| common.state.clone()),
         started: i64::try_from(started / 1_000_000_000).unwrap_or(i64::MAX),
+        reload: persist.then(|| reload(common, args, output, place)),
     };
     runtime.block_on(daemon::run(settings, meter, proxy))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What can change while counting goes on: the command line, else the configuration, else the default.
+fn live(args: &Args, config: &Config, output: Output, place: Option<&ProxyPlace>) -> Result<Live> {
+    let default = if output == Output::Table { 2 } else { 10 };
+    let globs = if args.iface.is_empty() { config.iface.as_deref() } else { None };
+    let typed = args.ports.clone().or_else(|| config.ports.clone());
+    Ok(Live {
+        wanted: Wanted::new(globs.unwrap_or(&args.iface))
+            .map_err(|error| anyhow!("--iface: {error}"))?,
+        interval: args.interval.or(config.interval).unwrap_or(Duration::from_secs(default)),
+        // One that was named is there now or never; with ports that were typed, they are what is
+        // wanted.
+        proxy: place.filter(|place| !place.is_named() && typed.is_none()).cloned(),
+        typed,
+    })
+}
+
+/// Reads the configuration again. The proxy that is meant stays.
+fn reload(common: &Common, args: Args, output: Output, place: Option<ProxyPlace>) -> Reload {
+    let (file, before) = (common.config_file.clone(), common.config.clone());
+    Reload(Box::new(move || {
+        let now = Config::load(file.as_deref(), CHECKS)?;
+        let live = live(&args, &now, output, place.as_ref())?;
+        check_devices(&live.wanted)?;
+        Ok(Fresh { live, later: daemon::later(&before, &now) })
+    }))
 }
 
 /// A device that is asked for by name must be there, before anything is attached.

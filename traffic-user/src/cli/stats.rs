@@ -10,10 +10,13 @@ use clap::ValueEnum;
 
 use super::{Common, dump, host, print, proxy::ProxyArgs};
 use crate::{
-    accounting::attribute::once,
+    accounting::{attribute::once, report::Dump},
     config::interval,
     daemon::{ProxyPlace, Question, api_document, api_report, ask, joined, online, unix_time},
-    meter::proxy::{Latest, ProxyMeter},
+    meter::{
+        self,
+        proxy::{Latest, ProxyMeter},
+    },
     view::stats::{self, Beside, Document, Part},
 };
 
@@ -80,25 +83,39 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
 }
 
 fn gather(common: &Common, args: &Args) -> Result<Document> {
+    merged(common, &args.proxy, dump::installed(&common.pins)?)
+}
+
+/// The merged report of what rules count, even where pins count as well.
+pub(super) fn of_rules(common: &Common, proxy: &ProxyArgs) -> Result<Document> {
+    let rules = meter::rules_installed()?.map(|snapshot| Dump {
+        host: host(),
+        snapshot,
+        devices: Vec::new(),
+        passed_over: Vec::new(),
+    });
+    merged(common, proxy, rules)
+}
+
+fn merged(common: &Common, proxy: &ProxyArgs, kernel: Option<Dump>) -> Result<Document> {
     // A proxy that was named may be another than the daemon's.
-    if !args.proxy.is_named()
+    if !proxy.is_named()
         && let Some(text) = ask(&common.state, &Question::Stats)?
     {
         return serde_json::from_str(&text).context("the daemon's answer is not understood");
     }
-    let Some(place) = args.proxy.place(common)? else {
+    let Some(place) = proxy.place(common)? else {
         bail!("no daemon runs, and no proxy is to be looked for: nothing can be merged");
     };
-    alone(common, &place)
+    alone(common, &place, kernel.as_ref())
 }
 
 /// Joins the totals of both meters once.
-fn alone(common: &Common, place: &ProxyPlace) -> Result<Document> {
+fn alone(common: &Common, place: &ProxyPlace, kernel: Option<&Dump>) -> Result<Document> {
     let config = place.config()?;
     let good = config.as_ref().and_then(|config| config.good());
     let address = place.address(good);
-    let pinned = dump::pinned(&common.pins)?;
-    if good.is_none() && address.is_none() && pinned.is_none() {
+    if good.is_none() && address.is_none() && kernel.is_none() {
         bail!(
             "no proxy was found, no daemon runs, and nothing is pinned\n  remedy: name the proxy's config with --proxy-config, or start `traffic run`"
         );
@@ -111,7 +128,7 @@ fn alone(common: &Common, place: &ProxyPlace) -> Result<Document> {
         None => Latest::default(),
         Some(address) => poll(ProxyMeter::new(address))?,
     };
-    let snapshot = pinned.as_ref().map(|pinned| &pinned.snapshot);
+    let snapshot = kernel.map(|kernel| &kernel.snapshot);
     let merge = once(snapshot, latest.snapshot.as_deref(), &inbounds, &uncounted);
     let host = host();
     let since = snapshot.and_then(|snapshot| snapshot.since);

@@ -4,7 +4,10 @@
 //! attached, unless the meter was started to persist.
 
 mod control;
+mod notify;
 mod proxy;
+mod reload;
+mod signals;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -14,9 +17,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
 use crate::{
@@ -27,10 +29,11 @@ use crate::{
         reading::Snapshot,
         report::{DeviceReport, Dump},
     },
+    config::Output,
     fault,
     meter::{
+        Meter,
         devices::{Choice, Events, Facts, Wanted, choose},
-        ebpf::{EbpfMeter, Hook},
         listening::listening,
         proxy::{Address, ProxyMeter, boot_time},
     },
@@ -38,11 +41,15 @@ use crate::{
 };
 
 pub(crate) use control::{Question, Whose, ask};
+pub(crate) use notify::is_watched;
 pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
+pub(crate) use reload::{Fresh, Live, Reload, later};
 
 use control::{Asked, Control};
+use notify::Notify;
+use signals::{Signals, Told};
 
 /// How often the programs' log is looked at, when packets are logged.
 const LOG_PERIOD: Duration = Duration::from_millis(100);
@@ -50,15 +57,6 @@ const LOG_PERIOD: Duration = Duration::from_millis(100);
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 /// Lines that a table takes besides those of groups.
 const TABLE_FRAME: usize = 7;
-
-/// What `run` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Output {
-    /// A table that is drawn again at every tick.
-    Table,
-    /// One JSON document a tick on a line of its own.
-    Json,
-}
 
 /// How `run` runs, checked.
 #[derive(Debug)]
@@ -78,45 +76,24 @@ pub(crate) struct Settings {
     pub(crate) state: Option<PathBuf>,
     /// When this run began, seconds of Unix time: numbers of an epoch that is older are a baseline.
     pub(crate) started: i64,
-}
-
-/// The signals that end the loop.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Stop {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hangup.recv() => "SIGHUP",
-        }
-    }
+    /// Reads the configuration again at SIGHUP; without it, SIGHUP ends.
+    pub(crate) reload: Option<Reload>,
 }
 
 /// Counts until a signal, the end of the reader, or `count`.
 pub(crate) async fn run(
-    settings: Settings,
-    mut meter: EbpfMeter,
+    mut settings: Settings,
+    mut meter: Meter,
     mut proxy: Option<Proxy>,
 ) -> Result<()> {
-    let mut stop = Stop::listen().context("cannot listen for signals")?;
+    let mut notify = Notify::from_environment();
+    let mut signals =
+        Signals::listen(settings.reload.is_some()).context("cannot listen for signals")?;
     // Before the first look at the devices, so that a change in between is seen.
     let mut events = Events::listen()?;
     let mut facts = Facts::gather()?;
     let choice = choose(&facts, &settings.wanted);
-    if meter.hook() != Hook::Cgroup && choice.devices.is_empty() {
+    if meter.kind().on_devices() && choice.devices.is_empty() {
         tracing::warn!("no device has a default route yet: counting begins when one does");
     }
     if let Err(error) = follow(&mut meter, &choice, true) {
@@ -135,18 +112,31 @@ pub(crate) async fn run(
     let (finished, mut resets) = mpsc::channel::<Reset>(1);
     let mut counting = Counting::new(&settings);
 
-    let mut ticks = interval_at(Instant::now(), settings.interval);
-    // After a suspend one late tick, not a burst: totals do not care how long the gap was.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut log = interval_at(Instant::now(), LOG_PERIOD);
-    log.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = every(settings.interval);
+    let mut log = every(LOG_PERIOD);
+    let mut rounds = notify.rounds();
 
     loop {
         tokio::select! {
             biased;
-            name = stop.wait() => {
-                tracing::info!(signal = name, "stopping");
-                break;
+            told = signals.wait() => match told {
+                Told::Stop(name) => {
+                    tracing::info!(signal = name, "stopping");
+                    notify.stopping();
+                    break;
+                }
+                Told::Reload => {
+                    notify.reloading();
+                    notify.note(reload::reload(&mut settings, &mut meter, proxy.as_mut()));
+                    follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
+                    // At once: what changed is to be seen.
+                    ticks = every(settings.interval);
+                    continue;
+                }
+            },
+            _ = rounds.tick(), if notify.is_on_guard() => {
+                notify.alive();
+                continue;
             }
             news = events.next() => {
                 match news {
@@ -186,6 +176,7 @@ pub(crate) async fn run(
             tracing::warn!(%error, "the ports of the proxy's new config are not watched");
         }
         counting.tick(&mut meter, proxy.as_mut())?;
+        notify.standing(&standing(&meter));
         counting.write(&meter, proxy.as_ref())?;
         if settings.count == Some(counting.written) {
             return Ok(());
@@ -198,6 +189,20 @@ pub(crate) async fn run(
     }
     counting.tick(&mut meter, proxy.as_mut())?;
     counting.write(&meter, proxy.as_ref())
+}
+
+/// Begins at once. After a suspend there is one late tick, not a burst: totals do not care how long the
+/// gap was.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now(), period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// How counting stands, in a line.
+fn standing(meter: &Meter) -> String {
+    let devices = meter.devices().map(|device| device.name.as_str());
+    notify::counting(meter.kind().name(), meter.watched().count(), devices)
 }
 
 /// The next question; never, without a socket.
@@ -215,7 +220,7 @@ pub(crate) fn unix_time() -> i128 {
 }
 
 /// A proxy that was started after us: looked for now and then, where none was named.
-fn find_later(settings: &Settings, meter: &mut EbpfMeter, looked: &mut Instant) -> Option<Proxy> {
+fn find_later(settings: &Settings, meter: &mut Meter, looked: &mut Instant) -> Option<Proxy> {
     let place = settings.proxy.clone().filter(|_| looked.elapsed() >= LOOK_PERIOD)?;
     *looked = Instant::now();
     let found = match Proxy::find(place, Groups::default(), settings.interval, unix_time()) {
@@ -251,7 +256,7 @@ struct Reset {
 
 impl Reset {
     /// Begins anew on our side, once the other side has.
-    fn settle(self, counting: &mut Counting, meter: &mut EbpfMeter, proxy: Option<&mut Proxy>) {
+    fn settle(self, counting: &mut Counting, meter: &mut Meter, proxy: Option<&mut Proxy>) {
         let Self { asked, whose, outcome, boot } = self;
         let settled = proxy.context("no proxy is known any more").and_then(|proxy| {
             counting.tick(meter, Some(&mut *proxy))?;
@@ -362,12 +367,13 @@ pub(crate) fn zero(address: Address, names: Option<Vec<CounterName>>) -> Zeroed 
 
 /// Counts on the chosen devices. At the start a device that cannot be counted is an error if it
 /// leaves nothing to count; later it is a warning.
-fn follow(meter: &mut EbpfMeter, choice: &Choice, first: bool) -> Result<()> {
+fn follow(meter: &mut Meter, choice: &Choice, first: bool) -> Result<()> {
     for (device, reason) in &choice.left_out {
         tracing::debug!(%device, %reason, "left out");
     }
     let mut errors = meter.count_on(choice);
-    if first && meter.devices().next().is_none() && !errors.is_empty() {
+    let none = meter.devices().next().is_none();
+    if first && none && !errors.is_empty() {
         return Err(errors.swap_remove(0).into());
     }
     for error in errors {
@@ -380,7 +386,7 @@ fn follow(meter: &mut EbpfMeter, choice: &Choice, first: bool) -> Result<()> {
 }
 
 /// Watches ports that something began to listen on. One that is watched stays so.
-fn follow_listeners(meter: &mut EbpfMeter) -> Result<()> {
+fn follow_listeners(meter: &mut Meter) -> Result<()> {
     let listening = listening()?;
     let watched: Vec<_> = meter.watched().map(|group| (**group).clone()).collect();
     let known = Groups::new(watched, usize::MAX)?;
@@ -425,8 +431,11 @@ impl Counting {
     }
 
     /// Reads the kernel's meter and merges what it says.
-    fn tick(&mut self, meter: &mut EbpfMeter, proxy: Option<&mut Proxy>) -> Result<()> {
+    fn tick(&mut self, meter: &mut Meter, proxy: Option<&mut Proxy>) -> Result<()> {
         let snapshot = meter.read()?;
+        for loss in meter.losses() {
+            tracing::warn!(meter = snapshot.meter, "{loss}");
+        }
         if let Some(proxy) = proxy {
             let first = First::when(snapshot.since, self.started);
             let (deltas, anomalies) = diff(self.last.as_ref(), &snapshot, first);
@@ -440,12 +449,17 @@ impl Counting {
     }
 
     /// Writes what was read last.
-    fn write(&mut self, meter: &EbpfMeter, proxy: Option<&Proxy>) -> Result<()> {
+    fn write(&mut self, meter: &Meter, proxy: Option<&Proxy>) -> Result<()> {
+        self.written += 1;
+        if self.output == Output::None {
+            return Ok(());
+        }
         let snapshot = self.last.clone().context("nothing was read yet")?;
         let report = report(&self.host, meter, snapshot);
         let merged = proxy.map(|proxy| proxy.document(&self.host, &report.snapshot));
         let mut stdout = io::BufWriter::new(io::stdout().lock());
         match self.output {
+            Output::None => {}
             Output::Json => json::dump(&mut stdout, &report, merged.as_ref())?,
             Output::Table => {
                 let shown = self.shown.as_ref();
@@ -469,14 +483,13 @@ impl Counting {
         }
         stdout.flush()?;
         self.shown = Some(report.snapshot);
-        self.written += 1;
         Ok(())
     }
 }
 
 /// What a meter says, with what is needed to understand it.
-fn report(host: &str, meter: &EbpfMeter, snapshot: Snapshot) -> Dump {
-    let hook = meter.hook().name();
+fn report(host: &str, meter: &Meter, snapshot: Snapshot) -> Dump {
+    let hook = meter.kind().name();
     let devices = meter
         .devices()
         .map(|device| DeviceReport {
@@ -486,7 +499,7 @@ fn report(host: &str, meter: &EbpfMeter, snapshot: Snapshot) -> Dump {
         })
         .collect();
     let passed_over =
-        meter.passed_over().iter().map(|(hook, why)| (hook.name(), why.clone())).collect();
+        meter.passed_over().iter().map(|(kind, why)| (kind.name(), why.clone())).collect();
     Dump { host: host.to_owned(), snapshot, devices, passed_over }
 }
 

@@ -195,19 +195,48 @@ impl Proxy {
             events: VecDeque::new(),
         };
         proxy.configure();
-        let inbounds = proxy.inbounds();
-        if let Some(inbound) = torn(&inbounds, &watched(&inbounds, &proxy.typed)) {
-            anyhow::bail!(
-                "--ports names a part of the ports {} of an inbound\n  remedy: name all of them, or leave them out",
-                inbound.group
-            );
-        }
+        proxy.groups_with(&proxy.typed)?;
         Ok(Some(proxy))
     }
 
     /// What is to be watched.
     pub(crate) fn groups(&self) -> Groups {
         watched(&self.inbounds(), &self.typed)
+    }
+
+    /// What is to be watched if these groups are named by hand.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot stand beside the inbounds.
+    pub(super) fn groups_with(&self, typed: &Groups) -> Result<Groups> {
+        let inbounds = self.good().map(|config| joined(&config.inbounds, typed));
+        let inbounds = inbounds.unwrap_or_default();
+        let groups = watched(&inbounds, typed);
+        if let Some(inbound) = torn(&inbounds, &groups) {
+            anyhow::bail!(
+                "--ports names a part of the ports {} of an inbound\n  remedy: name all of them, or leave them out",
+                inbound.group
+            );
+        }
+        Ok(groups)
+    }
+
+    /// Goes on with other groups named by hand, and with another time between polls.
+    pub(super) fn take_over(&mut self, typed: Groups, interval: Duration) {
+        self.typed = typed;
+        self.configure();
+        if self.interval != interval {
+            self.interval = interval;
+            self.watch = None;
+        }
+        self.watch_or_say();
+    }
+
+    fn watch_or_say(&mut self) {
+        if let Err(error) = self.watch() {
+            tracing::warn!(error = format!("{error:#}"), "the proxy's API is not read");
+        }
     }
 
     fn good(&self) -> Option<&ProxyConfig> {
@@ -255,9 +284,7 @@ impl Proxy {
             }
             Ok(()) => {
                 self.configure();
-                if let Err(error) = self.watch() {
-                    tracing::warn!(error = format!("{error:#}"), "the proxy's API is not read");
-                }
+                self.watch_or_say();
                 let groups = self.groups();
                 let what = format!("the proxy's config changed: {} groups", groups.len());
                 self.event(EventDocument::new(now, "config-changed", what));

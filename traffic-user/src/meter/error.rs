@@ -193,7 +193,16 @@ pub enum MeterError {
         reason: String,
     },
 
-    /// A question to the kernel about devices and routes failed.
+    /// Rules of ours that count for somebody else.
+    #[error("the rules in {what} {reason}")]
+    OtherRules {
+        /// Table or chains.
+        what: String,
+        /// What they do.
+        reason: String,
+    },
+
+    /// A question to the kernel about devices, routes or rules failed.
     #[error("cannot {doing} over netlink")]
     Netlink {
         /// What was tried.
@@ -254,6 +263,7 @@ impl MeterError {
             Self::ForeignRules { .. } => {
                 "look at it, and rename or remove it by hand: what is not ours is never touched"
             }
+            Self::OtherRules { .. } => "`traffic clean` takes them off",
             Self::File { .. } | Self::Netlink { .. } => return None,
         };
         Some(text.to_owned())

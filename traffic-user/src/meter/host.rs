@@ -1,11 +1,11 @@
-//! Facts of this host, and the choice of a hook from them. Facts only tell; [`choose`] decides.
+//! Facts of this host, and the choice of a meter from them. Facts only tell; [`choose`] decides.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use super::ebpf::Hook;
+use crate::accounting::ident::MeterKind;
 
 /// Capabilities that eBPF counting needs, by the bit in `/proc/self/status`.
 const CAPABILITIES: [(u32, &str); 3] =
@@ -66,23 +66,23 @@ fn first_eight(path: impl AsRef<Path>) -> u64 {
     u64::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
-/// Hooks that do not work, each with the reason.
-pub type Reasons = Vec<(Hook, String)>;
+/// Meters that do not work, or the hooks of one, each with the reason.
+pub type Reasons<K = MeterKind> = Vec<(K, String)>;
 
-/// What trying a hook said.
-pub type Trial = (Hook, Result<(), String>);
+/// What trying one said.
+pub type Trial<K = MeterKind> = (K, Result<(), String>);
 
-/// The best hook that works, and why better ones are not used.
+/// The best that works, and why better ones are not used.
 ///
 /// # Errors
 ///
 /// All reasons, when none works.
-pub fn choose(trials: &[Trial]) -> Result<(Hook, Reasons), Reasons> {
+pub fn choose<K: Copy>(trials: &[Trial<K>]) -> Result<(K, Reasons<K>), Reasons<K>> {
     let mut reasons = Vec::new();
-    for (hook, result) in trials {
+    for (kind, result) in trials {
         match result {
-            Ok(()) => return Ok((*hook, reasons)),
-            Err(reason) => reasons.push((*hook, reason.clone())),
+            Ok(()) => return Ok((*kind, reasons)),
+            Err(reason) => reasons.push((*kind, reason.clone())),
         }
     }
     Err(reasons)
@@ -109,10 +109,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_hook_that_works_is_chosen_and_the_others_say_why_not() {
+    fn the_first_that_works_is_chosen_and_the_others_say_why_not() {
         let no = |reason: &str| Err(reason.to_owned());
-        let trials = [(Hook::Tcx, no("old")), (Hook::Tc, Ok(())), (Hook::Cgroup, Ok(()))];
-        assert_eq!(choose(&trials), Ok((Hook::Tc, vec![(Hook::Tcx, "old".to_owned())])));
-        assert_eq!(choose(&[(Hook::Tcx, no("a"))]), Err(vec![(Hook::Tcx, "a".to_owned())]));
+        let [tcx, tc, .., nft, _] = MeterKind::ALL;
+        let trials = [(tcx, no("old")), (tc, Ok(())), (nft, Ok(()))];
+        assert_eq!(choose(&trials), Ok((tc, vec![(tcx, "old".to_owned())])));
+        assert_eq!(choose(&[(nft, no("a"))]), Err(vec![(nft, "a".to_owned())]));
     }
 }

@@ -5,10 +5,18 @@ pub mod devices;
 pub mod ebpf;
 mod error;
 pub mod host;
+pub mod iptables;
+mod kernel;
 pub mod listening;
 mod lock;
 mod netlink;
+pub mod nft;
 pub mod proxy;
+mod takeover;
 
 pub use error::MeterError;
+pub use kernel::{
+    Meter, Options, clean, clean_rules, clean_rules_of, installed, rules_installed, try_all,
+};
 pub use lock::{Lock, netns};
+pub use takeover::Handover;

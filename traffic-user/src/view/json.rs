@@ -21,7 +21,7 @@ use crate::accounting::{
 pub const JSON_VERSION: &str = "1";
 
 /// A map in the order in which it was made.
-struct Ordered<K, V>(Vec<(K, V)>);
+pub(super) struct Ordered<K, V>(pub(super) Vec<(K, V)>);
 
 impl<K: Serialize, V: Serialize> Serialize for Ordered<K, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -35,7 +35,7 @@ impl<K: Serialize, V: Serialize> Serialize for Ordered<K, V> {
 
 /// [`Traffic`] in the order of the contract.
 #[derive(Serialize)]
-struct TrafficJson {
+pub(super) struct TrafficJson {
     input_bytes: u64,
     output_bytes: u64,
     input_packets: u64,

@@ -6,7 +6,8 @@
 mod document;
 mod text;
 
-pub use document::{ApiDocument, Beside, Document, EventDocument};
+pub use document::{ApiDocument, Beside, Document, EventDocument, GroupDocument};
+pub(crate) use text::spreadsheet;
 pub use text::{csv, live, plain, table};
 
 /// What of it is wanted.

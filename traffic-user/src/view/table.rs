@@ -7,7 +7,7 @@ use crate::accounting::{
     delta::Deltas,
     ident::shown,
     proxy::{Inbound, Users},
-    reading::{Coverage, Snapshot, Traffic},
+    reading::{Coverage, Layer, Snapshot, Traffic},
     report::{Dump, PortReport},
     units::{human_bytes, human_count, human_rate},
 };
@@ -132,14 +132,15 @@ fn footer(report: &Dump) -> String {
     let devices: Vec<&str> = report.devices.iter().map(|device| device.name.as_str()).collect();
     let place = match (snapshot.meter, devices.as_slice()) {
         ("cgroup", _) => "all sockets of the cgroup".to_owned(),
+        ("nft" | "iptables", _) => "all sockets of this host".to_owned(),
         (_, []) => "no device yet".to_owned(),
         (_, names) => names.join(", "),
     };
-    text.push_str(&format!(
-        "{} on {place}, layer 3 bytes as on the wire, {}\n",
-        snapshot.meter,
-        since(snapshot)
-    ));
+    let bytes = match snapshot.layer {
+        Layer::L3Skb => "layer 3 bytes of socket buffers (l3-skb: below what the wire carries)",
+        Layer::L3 | Layer::Wire | Layer::Payload => "layer 3 bytes as on the wire",
+    };
+    text.push_str(&format!("{} on {place}, {bytes}, {}\n", snapshot.meter, since(snapshot)));
     match snapshot.coverage {
         Coverage::Complete => {}
         Coverage::Estimated => text.push_str("some numbers are estimated\n"),

@@ -64,6 +64,7 @@ const MODULES: &[(&str, &[&str])] = &[
         ],
     ),
     ("stats_factory", &["accounting", "proxy_config", "meter", "daemon"]),
+    ("rule_traffic", &["accounting", "meter"]),
     ("main", &["cli", "meter"]),
     (
         "lib",
@@ -80,6 +81,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "daemon",
             "cli",
             "stats_factory",
+            "rule_traffic",
         ],
     ),
 ];

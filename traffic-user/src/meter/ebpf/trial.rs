@@ -19,14 +19,14 @@ use super::{
 };
 use crate::meter::{
     error::MeterError,
-    host::{self, Trial},
+    host::{self, Reasons, Trial},
 };
 
 /// The best hook that works, and why better ones do not.
 pub(super) fn best_hook(
     ebpf: &mut Ebpf,
     cgroup: Option<&Path>,
-) -> Result<(Hook, Vec<(Hook, String)>), MeterError> {
+) -> Result<(Hook, Reasons<Hook>), MeterError> {
     let mut trials = Vec::new();
     for hook in Hook::ALL {
         let result = try_hook(ebpf, hook, cgroup);
@@ -68,7 +68,7 @@ fn try_hook(ebpf: &mut Ebpf, hook: Hook, cgroup: Option<&Path>) -> Result<(), St
 /// # Errors
 ///
 /// When not even the maps can be made.
-pub fn try_all(cgroup: Option<&Path>) -> Result<Vec<Trial>, MeterError> {
+pub fn try_all(cgroup: Option<&Path>) -> Result<Vec<Trial<Hook>>, MeterError> {
     let parameters = Parameters { hook: Hook::Cgroup, slots: 1, log: false, pins: None };
     let mut ebpf = load::object(parameters)?;
     load::all(&mut ebpf)?;

@@ -351,7 +351,7 @@ pub fn csv(document: &Document, part: Part) -> Result<String, csv::Error> {
 }
 
 /// Foreign text in a field: a terminal must not take it for orders, nor a spreadsheet for a formula.
-fn spreadsheet(text: &str) -> String {
+pub(crate) fn spreadsheet(text: &str) -> String {
     let mut field = String::with_capacity(text.len());
     if text.starts_with(['=', '+', '-', '@']) {
         field.push('\'');

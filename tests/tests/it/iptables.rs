@@ -1,0 +1,326 @@
+//! The meter `iptables` with the real programs: both back ends, both families.
+
+use std::{
+    env, fs,
+    process::{Command, Stdio},
+};
+
+use traffic_tests::{
+    device::{Device, veth},
+    load, need,
+    netns::NetNs,
+};
+use traffic_user::{
+    accounting::{
+        ident::Groups,
+        reading::{Coverage, Lane, Layer, Snapshot, Traffic},
+    },
+    meter::{
+        MeterError,
+        iptables::{self, Backend, Installed, IptablesMeter},
+    },
+};
+
+const PAYLOAD: usize = 72;
+
+/// A host whose rules are in one back end, and somebody who sends.
+struct Site {
+    here: Device,
+    there: Device,
+    backend: Backend,
+}
+
+impl Site {
+    fn new(backend: Backend) -> Self {
+        let (host, other) = (NetNs::new(), NetNs::new());
+        let (here, there) = veth((&host, "eth0"), (&other, "eth0"), 1);
+        let site = Self { here, there, backend };
+        // Rules of others decide which back end is used, and stay.
+        for tool in ["iptables", "ip6tables"] {
+            site.restore(
+                tool,
+                "*filter\n-A INPUT -i lo -m comment --comment \"an \\\"admin's\\\" rule\" -j ACCEPT\n\
+                 -A OUTPUT -p tcp -m tcp --dport 25 -j DROP\nCOMMIT\n",
+            );
+        }
+        site
+    }
+
+    fn both() -> [Self; 2] {
+        Backend::ALL.map(Self::new)
+    }
+
+    fn name(&self, tool: &str, end: &str) -> String {
+        format!("{tool}-{}{end}", self.backend.name())
+    }
+
+    fn restore(&self, tool: &str, lines: &str) {
+        use std::io::Write as _;
+        let program = traffic_tests::need::tool(&self.name(tool, "-restore")).expect("a tool");
+        let mut child = self
+            .here
+            .ns
+            .command(program)
+            .args(["--noflush", "-w", "20"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("start a tool");
+        child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("write to a tool");
+        assert!(child.wait().expect("wait for a tool").success(), "{lines}");
+    }
+
+    fn sh(&self, tool: &str, words: &str) {
+        let mut all = vec![self.name(tool, "")];
+        all.extend(["-w", "20"].map(str::to_owned));
+        all.extend(words.split(' ').map(str::to_owned));
+        self.here.ns.sh(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// All rules of both families, without counters and times.
+    fn rules(&self) -> String {
+        ["iptables", "ip6tables"]
+            .map(|tool| {
+                let save = self.here.ns.sh(&[&self.name(tool, "-save"), "-t", "filter"]);
+                let lines = save.lines().filter(|line| !line.starts_with('#'));
+                let lines = lines.map(|line| line.split(" [").next().unwrap_or(line));
+                lines.collect::<Vec<_>>().join("\n")
+            })
+            .join("\n")
+    }
+
+    fn start(&self, groups: &str, persist: bool) -> Result<IptablesMeter, MeterError> {
+        let groups = parse(groups);
+        self.here.ns.run(|| IptablesMeter::start(&groups, persist))
+    }
+
+    fn read(&self, meter: &mut IptablesMeter) -> Snapshot {
+        self.here.ns.run(|| meter.read()).expect("read")
+    }
+
+    fn watch(&self, meter: &mut IptablesMeter, groups: &str) {
+        self.here.ns.run(|| meter.watch(&parse(groups))).expect("watch");
+    }
+
+    fn drop(&self, meter: IptablesMeter) {
+        self.here.ns.run(move || drop(meter));
+    }
+
+    /// So many datagrams in and one fewer out.
+    fn exchange(&self, ipv6: bool, port: u16, count: u64) {
+        let server = load::udp(&self.here, ipv6, port);
+        let client = load::udp(&self.there, ipv6, 40_000);
+        for at in 0..count {
+            load::datagram(&client, &server, PAYLOAD);
+            if at > 0 {
+                load::datagram(&server, &client, PAYLOAD);
+            }
+        }
+    }
+}
+
+fn parse(groups: &str) -> Groups {
+    Groups::parse(groups, 2000).expect("groups")
+}
+
+/// What [`Site::exchange`] is with its headers.
+fn exchanged(ipv6: bool, count: u64) -> Traffic {
+    let whole = PAYLOAD as u64 + if ipv6 { 48 } else { 28 };
+    Traffic {
+        input_bytes: whole * count,
+        input_packets: count,
+        output_bytes: whole * (count - 1),
+        output_packets: count - 1,
+    }
+}
+
+#[track_caller]
+fn lane(snapshot: &Snapshot, group: &str, lane: Lane) -> Traffic {
+    let reading = snapshot.groups.iter().find(|reading| reading.group.to_string() == group);
+    *reading.unwrap_or_else(|| panic!("no {group}")).lanes.lane(lane)
+}
+
+#[test]
+fn packets_are_counted_exactly_and_all_rules_go_again() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    for site in Site::both() {
+        let before = site.rules();
+        let groups = "443,500+600+700-710/udp=a \"b\" \\c,20000-30000/udp";
+        let mut meter = site.start(groups, false).expect("start");
+        assert_eq!(meter.backend(), site.backend);
+        for (count, port) in [443, 600, 705, 25_000, 444].into_iter().enumerate() {
+            site.exchange(false, port, count as u64 + 3);
+            site.exchange(true, port, count as u64 + 10);
+        }
+        let snapshot = site.read(&mut meter);
+        assert_eq!((snapshot.meter, snapshot.layer), ("iptables", Layer::L3Skb));
+        assert_eq!((snapshot.coverage, snapshot.skipped), (Coverage::Complete, None));
+        let list = "500+600+700-710/udp=a \"b\" \\c";
+        assert_eq!(lane(&snapshot, "443", Lane::Udp4), exchanged(false, 3));
+        assert_eq!(lane(&snapshot, "443", Lane::Udp6), exchanged(true, 10));
+        assert_eq!(lane(&snapshot, "443", Lane::Tcp4), Traffic::default());
+        let both = |ipv6, a, b| exchanged(ipv6, a).plus(exchanged(ipv6, b));
+        assert_eq!(lane(&snapshot, list, Lane::Udp4), both(false, 4, 5));
+        assert_eq!(lane(&snapshot, list, Lane::Udp6), both(true, 11, 12));
+        assert_eq!(lane(&snapshot, "20000-30000/udp", Lane::Udp4), exchanged(false, 6));
+        assert_eq!(meter.losses(), Vec::<String>::new());
+        site.drop(meter);
+        assert_eq!(site.rules(), before);
+    }
+}
+
+#[test]
+fn rules_that_vanish_are_put_back_and_those_that_stayed_lose_nothing() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    for site in Site::both() {
+        let mut meter = site.start("443/udp,80/udp", false).expect("start");
+        site.exchange(false, 443, 5);
+        site.exchange(true, 443, 5);
+        let first = site.read(&mut meter);
+        // IPv4 goes on uncounted by nobody: only a jump of IPv6 is gone.
+        site.exchange(false, 443, 7);
+        site.sh("ip6tables", "-F INPUT");
+        let second = site.read(&mut meter);
+        assert_ne!(first.epoch, second.epoch);
+        assert_eq!(second.coverage, Coverage::Gap);
+        assert_eq!(lane(&second, "443/udp", Lane::Udp4), exchanged(false, 7));
+        assert_eq!(lane(&second, "443/udp", Lane::Udp6), Traffic::default());
+        assert_eq!(
+            meter.losses(),
+            ["IPv6: the jump from INPUT to TRAFFIC_IN was gone; it was put back"]
+        );
+        site.exchange(true, 443, 4);
+        let third = site.read(&mut meter);
+        assert_eq!(third.epoch, second.epoch);
+        assert_eq!(lane(&third, "443/udp", Lane::Udp6), exchanged(true, 4));
+        assert_eq!(lane(&third, "443/udp", Lane::Udp4), exchanged(false, 7));
+
+        site.sh("iptables", "-Z");
+        site.exchange(false, 443, 30);
+        let fourth = site.read(&mut meter);
+        assert_ne!(fourth.epoch, third.epoch);
+        assert_eq!(lane(&fourth, "443/udp", Lane::Udp4), exchanged(false, 30));
+        assert_eq!(lane(&fourth, "443/udp", Lane::Udp6), Traffic::default());
+        assert_eq!(meter.losses().len(), 1);
+
+        site.sh("iptables", "-F");
+        let fifth = site.read(&mut meter);
+        site.exchange(false, 80, 2);
+        let sixth = site.read(&mut meter);
+        assert_eq!(sixth.epoch, fifth.epoch);
+        assert_eq!(lane(&sixth, "80/udp", Lane::Udp4), exchanged(false, 2));
+        site.drop(meter);
+        assert!(!site.rules().contains("TRAFFIC"));
+    }
+}
+
+#[test]
+fn groups_come_and_go_and_come_back_where_they_were() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    for site in Site::both() {
+        let mut meter = site.start("443/udp,80/udp", true).expect("start");
+        site.exchange(false, 443, 5);
+        site.exchange(true, 80, 6);
+        let first = site.read(&mut meter);
+        site.watch(&mut meter, "80/udp,90/udp");
+        site.exchange(false, 443, 9);
+        site.exchange(true, 80, 2);
+        let second = site.read(&mut meter);
+        assert_eq!(second.epoch, first.epoch);
+        assert_eq!(lane(&second, "443/udp", Lane::Udp4), exchanged(false, 5));
+        let watched: Vec<bool> = second.groups.iter().map(|reading| reading.watched).collect();
+        assert_eq!(watched, [false, true, true]);
+        let six_and_two = exchanged(true, 6).plus(exchanged(true, 2));
+        assert_eq!(lane(&second, "80/udp", Lane::Udp6), six_and_two);
+
+        // It ends, and its rules go on; the next takes them over.
+        site.drop(meter);
+        site.exchange(true, 80, 3);
+        let installed = site.here.ns.run(Installed::open).expect("open").expect("our rules");
+        let read = site.here.ns.run(|| installed.read()).expect("read");
+        assert_eq!(read.epoch, first.epoch);
+        assert_eq!(lane(&read, "443/udp", Lane::Udp4), exchanged(false, 5));
+        let left = site.start("443/udp", false);
+        assert!(matches!(left, Err(MeterError::OtherRules { .. })), "{left:?}");
+        let mut meter = site.start("443/udp,80/udp", true).expect("adopt");
+        site.exchange(false, 443, 4);
+        let third = site.read(&mut meter);
+        assert_eq!((third.epoch, third.coverage), (first.epoch, Coverage::Complete));
+        let nine = exchanged(false, 5).plus(exchanged(false, 4));
+        assert_eq!(lane(&third, "443/udp", Lane::Udp4), nine);
+        assert_eq!(lane(&third, "80/udp", Lane::Udp6), six_and_two.plus(exchanged(true, 3)));
+        assert_eq!(meter.losses(), Vec::<String>::new());
+        site.drop(meter);
+
+        let said = site.here.ns.run(|| iptables::clean_port(80, false)).expect("clean a port");
+        assert_eq!(said.len(), 4, "{said:?}");
+        assert!(site.rules().contains("443/udp") && !site.rules().contains("80/udp"));
+        let would = site.here.ns.run(|| iptables::clean(true)).expect("say what would go");
+        let did = site.here.ns.run(|| iptables::clean(false)).expect("clean");
+        assert!(would == did && !site.rules().contains("TRAFFIC"), "{did:?}");
+    }
+}
+
+#[test]
+fn a_chain_of_our_name_that_somebody_made_is_left_alone() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    for site in Site::both() {
+        site.sh("ip6tables", "-N TRAFFIC_IN");
+        site.sh("ip6tables", "-A TRAFFIC_IN -j DROP");
+        let before = site.rules();
+        let error = site.start("443", false).err();
+        assert!(matches!(error, Some(MeterError::ForeignRules { .. })), "{error:?}");
+        assert_eq!(site.rules(), before);
+    }
+}
+
+#[test]
+fn only_what_multi_v2ray_left_is_removed() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    for site in Site::both() {
+        let before = site.rules();
+        for tool in ["iptables", "ip6tables"] {
+            site.sh(tool, "-A INPUT -p tcp -m tcp --dport 8080 -j ACCEPT");
+        }
+        let admin = site.rules();
+        assert_ne!(before, admin);
+        for tool in ["iptables", "ip6tables"] {
+            site.sh(tool, "-I INPUT -p tcp -m tcp --dport 80 -j ACCEPT");
+            site.sh(tool, "-I OUTPUT -p tcp -m tcp --sport 80");
+        }
+        let found = site.here.ns.run(iptables::foreign).expect("look");
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert!(found.iter().all(|rule| rule.port == 80 && rule.opens.is_none()));
+        let said = site.here.ns.run(|| iptables::remove_foreign(&found)).expect("remove");
+        assert_eq!((said.len(), site.rules()), (4, admin));
+    }
+}
+
+#[test]
+fn a_lock_that_somebody_holds_is_waited_for_and_no_longer() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"));
+    // The lock's place is of a whole process: this test runs again in one with a lock of its own.
+    let Some(path) = env::var_os("XTABLES_LOCKFILE") else {
+        let folder = env::temp_dir().join(format!("traffic-xtables-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("make a folder");
+        let name = "iptables::a_lock_that_somebody_holds_is_waited_for_and_no_longer";
+        let output = Command::new(env::current_exe().expect("our own path"))
+            .args(["--exact", name, "--nocapture"])
+            .env("XTABLES_LOCKFILE", folder.join("lock"))
+            .output()
+            .expect("run this test again");
+        fs::remove_dir_all(&folder).expect("remove a folder");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}{error}");
+        return;
+    };
+    let site = Site::new(Backend::Legacy);
+    let before = site.rules();
+    let file = fs::OpenOptions::new().read(true).open(path).expect("the lock");
+    let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive);
+    let held = held.map_err(|(_, error)| error).expect("take the lock");
+    let error = site.start("443", false).err();
+    drop(held);
+    assert!(matches!(error, Some(MeterError::Locked { seconds: 5, .. })), "{error:?}");
+    assert_eq!(site.rules(), before);
+}

@@ -1,0 +1,178 @@
+//! `traffic iptables clean`: rules of ours, and those that multi-v2ray left behind.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use anyhow::{Result, bail};
+use serde_json::json;
+
+use super::super::{Common, agreed, print};
+use crate::{
+    meter::{
+        self, Lock, MeterError,
+        iptables::{self, ForeignRule},
+    },
+    view::json::JSON_VERSION,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("which").required(true)))]
+pub(super) struct Args {
+    /// Our rules of the group that has this port
+    #[arg(value_name = "PORT", group = "which", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// All rules of ours
+    #[arg(long, group = "which")]
+    all: bool,
+    /// Rules that multi-v2ray left: listed, and asked about one decision at a time
+    #[arg(long, group = "which")]
+    foreign: bool,
+    /// Only say what would go
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask: all that is listed goes
+    #[arg(long, short, requires = "foreign")]
+    yes: bool,
+}
+
+pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
+    // Not under the feet of a daemon, which would put them back.
+    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns()?) };
+    if args.foreign {
+        return foreign(common, args);
+    }
+    let said = match args.port {
+        Some(port) => rules_of(port, args.dry_run)?,
+        None => meter::clean_rules(args.dry_run)?,
+    };
+    say(common, args.dry_run, &said, &[])?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes our rules of one port away and says so: for the menu.
+pub(super) fn port(common: &Common, port: u16) -> Result<()> {
+    let _lock = Lock::of_this_netns()?;
+    say(common, false, &rules_of(port, false)?, &[])
+}
+
+fn rules_of(port: u16, dry_run: bool) -> Result<Vec<String>, anyhow::Error> {
+    let said = meter::clean_rules_of(port, dry_run)?;
+    if !said.is_empty() {
+        return Ok(said);
+    }
+    let counted: Vec<String> = meter::rules_installed()?
+        .map(|snapshot| snapshot.groups.iter().map(|reading| reading.group.ports_text()).collect())
+        .unwrap_or_default();
+    if counted.is_empty() {
+        bail!("no rule of ours counts port {port}: there are no rules of ours here");
+    }
+    bail!(
+        "no rule of ours counts port {port}\n  remedy: name one of those that are counted: {}",
+        counted.join(" ")
+    );
+}
+
+fn say(common: &Common, dry_run: bool, removed: &[String], kept: &[String]) -> Result<()> {
+    if common.json {
+        let document = json!({
+            "jsonversion": JSON_VERSION,
+            "dry_run": dry_run,
+            "removed": removed,
+            "kept": kept,
+        });
+        return print(&format!("{document}\n"));
+    }
+    if removed.is_empty() && kept.is_empty() {
+        return print("nothing to remove is here\n");
+    }
+    let verb = if dry_run { "would remove" } else { "removed" };
+    let mut text: String = removed.iter().map(|line| format!("{verb} {line}\n")).collect();
+    text.extend(kept.iter().map(|line| format!("kept {line}\n")));
+    print(&text)
+}
+
+/// What is decided about as one: the counting rules of a port, or those that open it.
+struct Decision {
+    question: String,
+    rules: Vec<ForeignRule>,
+}
+
+fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
+    let rules = match iptables::foreign() {
+        Ok(rules) => rules,
+        // Without its tools there is nothing that they could have left.
+        Err(MeterError::NoTool { .. }) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let lines = |rules: &[ForeignRule]| rules.iter().map(line).collect::<Vec<_>>();
+    if args.dry_run || rules.is_empty() {
+        say(common, true, &lines(&rules), &[])?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (mut going, mut kept) = (Vec::new(), Vec::new());
+    if args.yes {
+        if !common.json {
+            for rule in rules.iter().filter(|rule| rule.opens.is_some()) {
+                print(&format!("{}\n", line(rule)))?;
+            }
+        }
+        going = rules;
+    } else {
+        for Decision { question, rules } in decisions(rules) {
+            eprint_lines(&rules)?;
+            if agreed(&question)? {
+                going.extend(rules);
+            } else {
+                kept.extend(rules);
+            }
+        }
+    }
+    let removed = iptables::remove_foreign(&going)?;
+    say(common, false, &removed, &lines(&kept))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn eprint_lines(rules: &[ForeignRule]) -> Result<()> {
+    use std::io::Write as _;
+    let mut stderr = std::io::stderr();
+    for rule in rules {
+        writeln!(stderr, "  {}", line(rule))?;
+    }
+    Ok(())
+}
+
+/// One rule, what it is, and what depends on it.
+fn line(rule: &ForeignRule) -> String {
+    match &rule.opens {
+        None => text(rule),
+        Some(reason) => format!("{}\n    ATTENTION: {reason}", text(rule)),
+    }
+}
+
+fn text(rule: &ForeignRule) -> String {
+    format!(
+        "{} ({}, {}; {} packets, {} bytes)",
+        rule.text,
+        rule.family.name(),
+        rule.backend.name(),
+        rule.packets,
+        rule.bytes
+    )
+}
+
+fn decisions(rules: Vec<ForeignRule>) -> Vec<Decision> {
+    let mut by_port: BTreeMap<(u16, bool), Vec<ForeignRule>> = BTreeMap::new();
+    for rule in rules {
+        by_port.entry((rule.port, rule.opens.is_some())).or_default().push(rule);
+    }
+    by_port
+        .into_iter()
+        .map(|((port, opens), rules)| {
+            let question = if opens {
+                format!("Remove what keeps port {port} open to the world?")
+            } else {
+                format!("Remove the rules of multi-v2ray for port {port}?")
+            };
+            Decision { question, rules }
+        })
+        .collect()
+}

@@ -1,0 +1,96 @@
+//! Takes our rules off: all of them, or those of one port.
+
+use std::collections::BTreeSet;
+
+use super::{
+    MeterError,
+    rules::{self, Counting, Ours},
+    tool::{self, Tool},
+};
+
+/// Takes off all of ours, in both back ends and both families. Gives a line for each thing; with
+/// `dry_run` only says them.
+///
+/// # Errors
+///
+/// The first thing that could not be removed; all that could be is removed.
+pub fn clean(dry_run: bool) -> Result<Vec<String>, MeterError> {
+    each(|tool, ours| {
+        if !dry_run {
+            tool.change(&ours.removal())?;
+        }
+        Ok(said(tool, ours))
+    })
+}
+
+/// Takes off the rules of every group that counts this port, and with the last of them all of ours. A
+/// daemon that runs puts its own back.
+///
+/// # Errors
+///
+/// As [`clean`].
+pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
+    each(|tool, ours| {
+        let counts = |rule: &Counting| {
+            rules::group(&rule.group).is_some_and(|group| group.ports().any(|own| own == port))
+        };
+        let of = |rule: &Counting| rule.group.clone();
+        let rules = ours.counting.iter().map(|(rule, ..)| rule);
+        let groups: BTreeSet<String> = rules.filter(|rule| counts(rule)).map(of).collect();
+        let carried = ours.carries.iter().map(|(text, _)| text);
+        let gone =
+            carried.filter(|text| rules::group(text).is_some_and(|g| g.ports().any(|p| p == port)));
+        let notes: BTreeSet<String> = gone.cloned().collect();
+        if groups.is_empty() && notes.is_empty() {
+            return Ok(Vec::new());
+        }
+        if ours.counting.iter().all(|(rule, ..)| groups.contains(&rule.group)) {
+            if !dry_run {
+                tool.change(&ours.removal())?;
+            }
+            return Ok(said(tool, ours));
+        }
+        if !dry_run {
+            tool.change(&ours.without(|group| groups.contains(group) || notes.contains(group)))?;
+        }
+        let lines = ours.counting.iter().filter(|(rule, ..)| groups.contains(&rule.group));
+        Ok(lines.map(|(rule, ..)| line(tool, rule)).collect())
+    })
+}
+
+/// Does something with ours wherever they are.
+fn each(
+    mut work: impl FnMut(&Tool, &Ours) -> Result<Vec<String>, MeterError>,
+) -> Result<Vec<String>, MeterError> {
+    let (mut said, mut failed) = (Vec::new(), None);
+    for tool in tool::all() {
+        let done = tool
+            .ours()
+            .and_then(|ours| if ours.is_empty() { Ok(Vec::new()) } else { work(&tool, &ours) });
+        match done {
+            Ok(lines) => said.extend(lines),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or(Ok(said), Err)
+}
+
+fn said(tool: &Tool, ours: &Ours) -> Vec<String> {
+    let rules = ours.counting.iter().map(|(rule, ..)| line(tool, rule));
+    rules.chain(ours.chains.iter().map(|chain| tool.place(chain))).collect()
+}
+
+/// A rule, for people.
+fn line(tool: &Tool, rule: &Counting) -> String {
+    let group: String = rule.group.chars().flat_map(char::escape_debug).collect();
+    let transport = if rule.tcp { "tcp" } else { "udp" };
+    format!("the {transport} rule of {group} in {}", tool.place(rules::chain(rule.direction)))
+}
+
+/// Takes all of ours off as well as can be: nobody is there to hear why not.
+pub(super) fn take_off(tool: &Tool) {
+    let done = tool.ours().and_then(|ours| tool.change(&ours.removal()));
+    if let Err(error) = done {
+        tracing::warn!(%error, "iptables rules stay behind: `traffic clean` takes them off");
+    }
+}

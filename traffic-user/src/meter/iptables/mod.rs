@@ -1,0 +1,437 @@
+//! The meter `iptables`: rules that count and never decide.
+//!
+//! Two chains of our own, jumped to at the head of INPUT and OUTPUT, in the table `filter` of both
+//! families. A third one, to which nothing jumps, says which epoch the counters are of. Every packet
+//! passes every rule, so this is the last resort. Bytes are those of socket buffers
+//! ([`Layer::L3Skb`]). Rules of others are never touched.
+
+mod clean;
+mod foreign;
+mod installed;
+mod parse;
+mod repair;
+mod rules;
+mod tool;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+pub use clean::{clean, clean_port};
+pub use foreign::{ForeignRule, foreign, remove_foreign};
+pub use installed::Installed;
+pub use rules::Family;
+pub use tool::Backend;
+
+use super::{error::MeterError, host};
+use crate::accounting::{
+    ident::{Group, Groups},
+    reading::{Coverage, Epoch, GroupReading, Lane, Lanes, Layer, Snapshot, Window},
+};
+use rules::{Carry, Counting, Note, Ours, Wanted};
+use tool::Tool;
+
+/// As the outputs write it.
+const NAME: &str = "iptables";
+
+/// From so many ports on it is said that every packet passes all of them.
+const MANY_PORTS: usize = 100;
+
+/// Bytes and packets of each rule that counts.
+type Values = HashMap<Counting, (u64, u64)>;
+
+/// Rules that count, put in by this process or taken over from an earlier one.
+#[derive(Debug)]
+pub struct IptablesMeter {
+    sides: Vec<Side>,
+    note: Note,
+    known: Vec<Known>,
+    losses: Vec<String>,
+    /// Whether this start put them in.
+    made: bool,
+    /// Whether they go when this value does.
+    leaves: bool,
+}
+
+/// One family.
+#[derive(Debug)]
+struct Side {
+    tool: Tool,
+    /// What to add to the counters, by group.
+    carries: Vec<(String, Carry)>,
+    last: Last,
+}
+
+/// What was there at the last look, to notice what is gone or was set back.
+#[derive(Clone, Debug, Default)]
+struct Last {
+    values: Values,
+    jumped: [u64; 2],
+    canary: bool,
+}
+
+/// A group of this epoch.
+#[derive(Clone, Debug)]
+struct Known {
+    group: Arc<Group>,
+    text: String,
+    watched: bool,
+}
+
+impl Known {
+    fn new(group: Group) -> Self {
+        Self { text: group.to_string(), group: Arc::new(group), watched: true }
+    }
+}
+
+impl IptablesMeter {
+    /// Puts the rules in for these groups. With `persist` they stay when the process ends, and rules
+    /// that an earlier one left so are taken over with their epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::NoTool`], [`MeterError::Denied`], [`MeterError::Unsupported`],
+    /// [`MeterError::Locked`], [`MeterError::Tool`]; [`MeterError::ForeignRules`] when a chain of our
+    /// name is not ours; [`MeterError::OtherRules`] when rules are there that shall go on and `persist`
+    /// was not asked for. The rules are then as they were.
+    pub fn start(groups: &Groups, persist: bool) -> Result<Self, MeterError> {
+        let tools = tool::choose()?;
+        let found = tools.iter().map(Tool::ours).collect::<Result<Vec<_>, _>>()?;
+        let note = found.iter().find_map(|ours| ours.note);
+        let left = note.filter(|note| note.persist && note.boot == host::boot_id());
+        say_if_many(groups, 0);
+        match (left, persist) {
+            (Some(_), false) => Err(MeterError::OtherRules {
+                what: "the iptables chains TRAFFIC_IN and TRAFFIC_OUT".into(),
+                reason: "go on counting; run with --persist to take them over".into(),
+            }),
+            (Some(note), true) => Self::adopt(tools, &found, note, groups),
+            (None, _) => Self::fresh(tools, &found, groups, persist),
+        }
+    }
+
+    /// Puts all in at once. What a killed run left goes in the same change.
+    fn fresh(
+        tools: Vec<Tool>,
+        found: &[Ours],
+        groups: &Groups,
+        persist: bool,
+    ) -> Result<Self, MeterError> {
+        let note = Note {
+            epoch: host::random(),
+            since: seconds(),
+            boot: host::boot_id(),
+            persist,
+            gap: false,
+        };
+        let side = |tool| Side { tool, carries: Vec::new(), last: Last::default() };
+        let mut meter = Self {
+            sides: tools.into_iter().map(side).collect(),
+            note,
+            known: groups.iter().cloned().map(Known::new).collect(),
+            losses: Vec::new(),
+            made: true,
+            leaves: false,
+        };
+        for at in 0..meter.sides.len() {
+            let counting = counting(&meter.known);
+            let wanted = Wanted { note, carries: Vec::new(), counting };
+            let side = &meter.sides[at];
+            let mut lines = found.get(at).map(Ours::removal).unwrap_or_default();
+            lines.extend(Ours::default().change(&wanted));
+            if let Err(error) = side.tool.change(&lines) {
+                for side in meter.sides.iter().take(at) {
+                    clean::take_off(&side.tool);
+                }
+                return Err(error);
+            }
+        }
+        // From here on they go with the value.
+        meter.leaves = !persist;
+        Ok(meter)
+    }
+
+    /// Goes on with rules that are there. What is missing of them is a loss.
+    fn adopt(
+        tools: Vec<Tool>,
+        found: &[Ours],
+        note: Note,
+        groups: &Groups,
+    ) -> Result<Self, MeterError> {
+        let mut known: Vec<Known> = Vec::new();
+        let mut texts = HashSet::new();
+        for (text, watched) in installed::texts_of(found) {
+            if texts.insert(text.as_str())
+                && let Some(group) = rules::group(text)
+            {
+                known.push(Known { group: Arc::new(group), text: text.clone(), watched });
+            }
+        }
+        let side = |(tool, ours): (Tool, &Ours)| Side {
+            tool,
+            carries: ours.carries.clone(),
+            last: Last::of(ours),
+        };
+        let mut meter = Self {
+            sides: tools.into_iter().zip(found).map(side).collect(),
+            note,
+            known,
+            losses: Vec::new(),
+            made: false,
+            leaves: false,
+        };
+        meter.watch(groups)?;
+        Ok(meter)
+    }
+
+    /// Counts these groups and no others. Groups that stay do not miss a packet.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start); the rules are then as they were.
+    pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
+        let (found, _) = self.look()?;
+        let before = self.known.iter().filter(|known| known.watched).map(|k| ports(&k.group)).sum();
+        say_if_many(groups, before);
+        let mut known = self.known.clone();
+        let mut carries: Vec<_> = self.sides.iter().map(|side| side.carries.clone()).collect();
+        let texts: HashSet<String> = groups.iter().map(ToString::to_string).collect();
+        let going: HashSet<String> = known
+            .iter()
+            .filter(|known| known.watched && !texts.contains(&known.text))
+            .map(|known| known.text.clone())
+            .collect();
+        for known in known.iter_mut().filter(|known| going.contains(&known.text)) {
+            known.watched = false;
+        }
+        for ((side, ours), carries) in self.sides.iter().zip(&found).zip(&mut carries) {
+            // Their numbers stand still from now on, and go on from here if they come back.
+            let totals = totals(&side.carries, ours);
+            carries.retain(|(text, _)| !going.contains(text));
+            let kept = known.iter().filter(|known| going.contains(&known.text));
+            carries.extend(kept.map(|known| {
+                (known.text.clone(), totals.get(known.text.as_str()).copied().unwrap_or_default())
+            }));
+        }
+        for group in groups.iter() {
+            let text = group.to_string();
+            match known.iter_mut().find(|known| known.text == text) {
+                Some(known) => known.watched = true,
+                None => known.push(Known::new(group.clone())),
+            }
+        }
+        self.apply(&found, known, carries)
+    }
+
+    /// Makes the rules those of `known`, in all families or in none.
+    fn apply(
+        &mut self,
+        found: &[Ours],
+        known: Vec<Known>,
+        carries: Vec<Vec<(String, Carry)>>,
+    ) -> Result<(), MeterError> {
+        let (note, old, new) = (self.note, counting(&self.known), counting(&known));
+        for (at, ours) in found.iter().enumerate() {
+            let wanted = Wanted { note, carries: carries[at].clone(), counting: new.clone() };
+            let Err(error) = self.sides[at].tool.change(&ours.change(&wanted)) else { continue };
+            for (side, carries) in self.sides.iter_mut().zip(&carries).take(at) {
+                // What a rule that comes back had counted is in its carry.
+                let wanted = Wanted { note, carries: carries.clone(), counting: old.clone() };
+                side.carries.clone_from(&wanted.carries);
+                let kept: HashSet<&Counting> = new.iter().collect();
+                side.last.values.retain(|rule, _| kept.contains(rule));
+                side.last.canary = false;
+                let back =
+                    side.tool.ours().and_then(|ours| side.tool.change(&ours.change(&wanted)));
+                if let Err(error) = back {
+                    // They are missed at the next look, and put back then.
+                    tracing::warn!(%error, "the former rules are not back yet");
+                }
+            }
+            return Err(error);
+        }
+        let new: HashSet<&Counting> = new.iter().collect();
+        for (side, carries) in self.sides.iter_mut().zip(carries) {
+            side.last.values.retain(|rule, _| new.contains(rule));
+            side.last.canary &= side.carries == carries;
+            side.carries = carries;
+        }
+        self.known = known;
+        Ok(())
+    }
+
+    /// Groups that are watched now.
+    pub fn watched(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.known.iter().filter(|known| known.watched).map(|known| &known.group)
+    }
+
+    /// Reads all counters and resets nothing. Rules that are gone are put back; the counters are then of
+    /// a new epoch, in which those that were not gone go on.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start). Nothing is lost with a reading that failed.
+    pub fn read(&mut self) -> Result<Snapshot, MeterError> {
+        let (found, window) = self.look()?;
+        let sides = self.sides.iter().zip(&found);
+        let sides: Vec<_> =
+            sides.map(|(side, ours)| (side.tool.family, totals(&side.carries, ours))).collect();
+        let known = self.known.iter().map(|known| (&known.group, &known.text, known.watched));
+        Ok(snapshot(self.note, window, known, &sides))
+    }
+
+    /// What is there, after what was gone has been put back.
+    fn look(&mut self) -> Result<(Vec<Ours>, Window), MeterError> {
+        let begin = nanoseconds();
+        let found =
+            self.sides.iter().map(|side| side.tool.ours()).collect::<Result<Vec<_>, _>>()?;
+        let found = if self.repair(&found)? {
+            self.sides.iter().map(|side| side.tool.ours()).collect::<Result<Vec<_>, _>>()?
+        } else {
+            found
+        };
+        for (side, ours) in self.sides.iter_mut().zip(&found) {
+            side.last = Last::of(ours);
+        }
+        Ok((found, Window { begin, end: nanoseconds() }))
+    }
+
+    /// What was gone and put back since this was last asked, for people.
+    pub fn losses(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.losses)
+    }
+
+    /// Where the rules are.
+    pub fn backend(&self) -> Backend {
+        self.sides.first().map_or(Backend::Legacy, |side| side.tool.backend)
+    }
+
+    /// Takes off what this start put in, because it cannot go on. What an earlier one left to count goes
+    /// on.
+    pub fn give_up(mut self) {
+        self.leaves |= self.made;
+    }
+}
+
+impl Drop for IptablesMeter {
+    fn drop(&mut self) {
+        if self.leaves {
+            for side in &self.sides {
+                clean::take_off(&side.tool);
+            }
+        }
+    }
+}
+
+impl Last {
+    fn of(ours: &Ours) -> Self {
+        let mut values = Values::with_capacity(ours.counting.len());
+        for (rule, bytes, packets) in &ours.counting {
+            // Of two alike the first is the one that stays.
+            values.entry(rule.clone()).or_insert((*bytes, *packets));
+        }
+        Self { values, jumped: ours.jumped, canary: ours.canary }
+    }
+}
+
+/// All rules that these groups need in one family.
+fn counting(known: &[Known]) -> Vec<Counting> {
+    let watched = known.iter().filter(|known| known.watched);
+    watched.flat_map(|known| Counting::of(&known.group)).collect()
+}
+
+/// What each group has in one family: its rules' counters and what is to be added to them.
+fn totals(carries: &[(String, Carry)], ours: &Ours) -> HashMap<String, Carry> {
+    let mut totals: HashMap<String, Carry> = carries.iter().cloned().collect();
+    let mut seen = HashSet::new();
+    for (rule, bytes, packets) in &ours.counting {
+        if seen.insert(rule) {
+            let value = (i128::from(*bytes), i128::from(*packets));
+            totals.entry(rule.group.clone()).or_default().add(rule.tcp, rule.direction, value);
+        }
+    }
+    totals
+}
+
+/// The readings of all groups, as one.
+fn snapshot<'a>(
+    note: Note,
+    window: Window,
+    known: impl Iterator<Item = (&'a Arc<Group>, &'a String, bool)>,
+    sides: &[(Family, HashMap<String, Carry>)],
+) -> Snapshot {
+    let groups = known.map(|(group, text, watched)| {
+        let mut lanes = Lanes::default();
+        for (family, totals) in sides {
+            let carry = totals.get(text).copied().unwrap_or_default();
+            let (tcp, udp) = match family {
+                Family::V4 => (Lane::Tcp4, Lane::Udp4),
+                Family::V6 => (Lane::Tcp6, Lane::Udp6),
+            };
+            *lanes.lane_mut(tcp) = carry.traffic(true);
+            *lanes.lane_mut(udp) = carry.traffic(false);
+        }
+        GroupReading { group: Arc::clone(group), lanes, watched }
+    });
+    Snapshot {
+        meter: NAME,
+        layer: Layer::L3Skb,
+        epoch: Epoch(note.epoch),
+        since: Some(note.since),
+        window,
+        coverage: if note.gap { Coverage::Gap } else { Coverage::Complete },
+        groups: groups.collect(),
+        skipped: None,
+    }
+}
+
+/// Whether rules can be set here: sets such rules and takes them off in one change, so that they are
+/// never there.
+///
+/// # Errors
+///
+/// Why not, in words.
+pub fn try_here() -> Result<(), String> {
+    let trial = |tool: &Tool| {
+        let lines = [
+            ":TRAFFIC_TRY - [0:0]",
+            "-A TRAFFIC_TRY -p tcp -m tcp --dport 1 -m comment --comment try",
+            "-A TRAFFIC_TRY -p udp -m multiport --sports 1,2:3 -m comment --comment try",
+            "-F TRAFFIC_TRY",
+            "-X TRAFFIC_TRY",
+        ];
+        tool.change(&lines.map(str::to_owned))
+    };
+    let tools = tool::choose().map_err(|error| error.to_string())?;
+    tools.iter().try_for_each(trial).map_err(|error| error.to_string())
+}
+
+/// How many entries the rules of a group have.
+fn ports(group: &Group) -> usize {
+    group.ranges().len()
+}
+
+/// Says what many rules cost, once.
+fn say_if_many(groups: &Groups, before: usize) {
+    let now: usize = groups.iter().map(ports).sum();
+    if now > MANY_PORTS && before <= MANY_PORTS {
+        tracing::warn!(
+            ports = now,
+            "every packet passes the iptables rules of all ports: with so many, use nft or eBPF"
+        );
+    }
+}
+
+fn now() -> std::time::Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn seconds() -> i64 {
+    i64::try_from(now().as_secs()).unwrap_or(i64::MAX)
+}
+
+fn nanoseconds() -> i128 {
+    i128::try_from(now().as_nanos()).unwrap_or(i128::MAX)
+}

@@ -1,0 +1,356 @@
+//! The kernel's meters as one: eBPF programs, and where they cannot run, rules of nftables or iptables.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    devices::{Choice, Device},
+    ebpf::{self, EbpfMeter, Pinned},
+    error::MeterError,
+    host::{Reasons, Trial},
+    iptables::{self, IptablesMeter},
+    nft::{self, NftMeter},
+    takeover::{self, Handover},
+};
+use crate::accounting::{
+    ident::{Group, Groups, Hook, MeterKind},
+    reading::Snapshot,
+};
+
+/// How to count.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `None` takes the best that works.
+    pub kind: Option<MeterKind>,
+    /// Folder in cgroup2 for the cgroup hook; `None` is its root.
+    pub cgroup: Option<PathBuf>,
+    /// Go on counting when this process ends, and take over what an earlier one left.
+    pub persist: bool,
+    /// Folder of the pins on bpffs.
+    pub pins: PathBuf,
+    /// Log each packet; eBPF only.
+    pub log: bool,
+}
+
+impl Options {
+    fn ebpf(&self, hook: Option<Hook>) -> ebpf::Options {
+        let Self { kind: _, cgroup, persist, pins, log } = self.clone();
+        ebpf::Options { hook, cgroup, persist, pins, log }
+    }
+}
+
+/// A running meter of the kernel's bytes.
+pub struct Meter {
+    source: Source,
+    passed_over: Reasons,
+    handover: Option<Handover>,
+}
+
+/// Adding a source makes the compiler list every place to think about.
+enum Source {
+    Ebpf(Box<EbpfMeter>),
+    Nft(NftMeter),
+    Iptables(IptablesMeter),
+}
+
+impl Meter {
+    /// Begins, or with `persist` goes on, to count `groups`; on devices only once
+    /// [`count_on`](Self::count_on) names them.
+    ///
+    /// With `persist`, what another kind of meter of ours was left to count until now is taken off,
+    /// after it was read together with this one: see [`handover`](Self::handover).
+    ///
+    /// # Errors
+    ///
+    /// With `auto`, whatever a meter that could work has against it; where none can, all reasons
+    /// together. Nothing is left attached or set then.
+    pub fn start(options: &Options, groups: &Groups) -> Result<Self, MeterError> {
+        let (source, passed_over) = match options.kind {
+            Some(kind) => (Source::start(kind, options, groups)?, Vec::new()),
+            None => Source::best(options, groups)?,
+        };
+        let mut meter = Self { source, passed_over, handover: None };
+        if options.persist {
+            match takeover::take_over(&mut meter, options) {
+                Ok(handover) => meter.handover = handover,
+                Err(error) => {
+                    meter.give_up();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(meter)
+    }
+
+    /// Counts on the chosen devices and no others. A meter that devices do not matter to does nothing.
+    /// Gives what could not be attached; the rest counts.
+    pub fn count_on(&mut self, choice: &Choice) -> Vec<MeterError> {
+        match &mut self.source {
+            Source::Ebpf(meter) => meter.count_on(choice),
+            Source::Nft(_) | Source::Iptables(_) => Vec::new(),
+        }
+    }
+
+    /// Takes off what this start attached, pinned or set, because it cannot go on. What an earlier one
+    /// left to count goes on.
+    pub fn give_up(self) {
+        match self.source {
+            Source::Ebpf(meter) => meter.give_up(),
+            Source::Nft(meter) => meter.give_up(),
+            Source::Iptables(meter) => meter.give_up(),
+        }
+    }
+
+    /// Watches these groups and no others. Groups that stay do not miss a packet.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Full`] when they do not fit; or what the tools say. Nothing changes then.
+    pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
+        match &mut self.source {
+            Source::Ebpf(meter) => meter.watch(groups),
+            Source::Nft(meter) => meter.watch(groups),
+            Source::Iptables(meter) => meter.watch(groups),
+        }
+    }
+
+    /// Groups that are watched now.
+    pub fn watched(&self) -> Box<dyn Iterator<Item = &Arc<Group>> + '_> {
+        match &self.source {
+            Source::Ebpf(meter) => Box::new(meter.watched()),
+            Source::Nft(meter) => Box::new(meter.watched()),
+            Source::Iptables(meter) => Box::new(meter.watched()),
+        }
+    }
+
+    /// Which meter it is.
+    pub fn kind(&self) -> MeterKind {
+        match &self.source {
+            Source::Ebpf(meter) => MeterKind::Ebpf(meter.hook()),
+            Source::Nft(_) => MeterKind::Nft,
+            Source::Iptables(_) => MeterKind::Iptables,
+        }
+    }
+
+    /// Meters that `auto` would have preferred, and why they are not used.
+    pub fn passed_over(&self) -> &[(MeterKind, String)] {
+        &self.passed_over
+    }
+
+    /// What another kind of meter of ours counted until this one took its place.
+    pub fn handover(&mut self) -> Option<Handover> {
+        self.handover.take()
+    }
+
+    /// Devices that are counted now; none where devices do not matter.
+    pub fn devices(&self) -> Box<dyn Iterator<Item = &Device> + '_> {
+        match &self.source {
+            Source::Ebpf(meter) => Box::new(meter.devices()),
+            Source::Nft(_) | Source::Iptables(_) => Box::new(std::iter::empty()),
+        }
+    }
+
+    /// Reads all counters. Resets nothing. Rules that are gone are put back: see
+    /// [`losses`](Self::losses).
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Map`], or what the tools say.
+    pub fn read(&mut self) -> Result<Snapshot, MeterError> {
+        match &mut self.source {
+            Source::Ebpf(meter) => meter.read(),
+            Source::Nft(meter) => meter.read(),
+            Source::Iptables(meter) => meter.read(),
+        }
+    }
+
+    /// Rules that were found gone and were put back since this was last asked, for people.
+    pub fn losses(&mut self) -> Vec<String> {
+        match &mut self.source {
+            Source::Ebpf(_) => Vec::new(),
+            Source::Nft(meter) => meter.losses(),
+            Source::Iptables(meter) => meter.losses(),
+        }
+    }
+
+    /// Hands what the programs logged to the `log` facade.
+    pub fn flush_log(&mut self) {
+        if let Source::Ebpf(meter) = &mut self.source {
+            meter.flush_log();
+        }
+    }
+}
+
+impl Source {
+    fn start(kind: MeterKind, options: &Options, groups: &Groups) -> Result<Self, MeterError> {
+        Ok(match kind {
+            MeterKind::Ebpf(hook) => {
+                Self::Ebpf(Box::new(EbpfMeter::start(&options.ebpf(Some(hook)), groups)?))
+            }
+            MeterKind::Nft => Self::Nft(NftMeter::start(groups, options.persist)?),
+            MeterKind::Iptables => Self::Iptables(IptablesMeter::start(groups, options.persist)?),
+        })
+    }
+
+    /// The first that works, and why better ones do not.
+    fn best(options: &Options, groups: &Groups) -> Result<(Self, Reasons), MeterError> {
+        let mut reasons = Reasons::new();
+        match EbpfMeter::start(&options.ebpf(None), groups) {
+            Ok(meter) => {
+                let passed_over = meter.passed_over().iter().cloned();
+                reasons.extend(passed_over.map(|(hook, why)| (MeterKind::Ebpf(hook), why)));
+                return Ok((Self::Ebpf(Box::new(meter)), reasons));
+            }
+            Err(error) if rules_out(&error) => {
+                let why = chain(&error);
+                reasons.extend(Hook::ALL.map(|hook| (MeterKind::Ebpf(hook), why.clone())));
+            }
+            Err(error) => return Err(error),
+        }
+        for kind in [MeterKind::Nft, MeterKind::Iptables] {
+            match Self::start(kind, options, groups) {
+                Ok(source) => return Ok((source, reasons)),
+                Err(error) if rules_out(&error) => reasons.push((kind, chain(&error))),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(none_works(reasons))
+    }
+}
+
+/// Whether an error means that this kind of meter cannot work here, so that another may be tried. The
+/// others mean that it could, and what to do first.
+fn rules_out(error: &MeterError) -> bool {
+    matches!(
+        error,
+        MeterError::Stub
+            | MeterError::Denied { .. }
+            | MeterError::Unsupported { .. }
+            | MeterError::Load { .. }
+            | MeterError::Object(_)
+            | MeterError::NoCgroup { .. }
+            | MeterError::NoTool { .. }
+            | MeterError::Tool { .. }
+    )
+}
+
+/// All reasons in one error. One that is the same for all hooks is said once.
+fn none_works(reasons: Reasons) -> MeterError {
+    let mut said: Vec<(String, String)> = Vec::new();
+    for (kind, why) in reasons {
+        match said.last_mut() {
+            Some((names, last)) if *last == why => {
+                names.push_str(", ");
+                names.push_str(kind.name());
+            }
+            _ => said.push((kind.name().to_owned(), why)),
+        }
+    }
+    let said: Vec<_> = said.into_iter().map(|(names, why)| format!("{names}: {why}")).collect();
+    MeterError::Unsupported { feature: "counting", reason: said.join("; ") }
+}
+
+/// An error with all its causes, in one line.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// Tries every meter without touching anything that counts: for `doctor`.
+pub fn try_all(cgroup: Option<&Path>) -> Vec<Trial> {
+    let mut trials: Vec<Trial> = match ebpf::try_all(cgroup) {
+        Ok(trials) => {
+            trials.into_iter().map(|(hook, said)| (MeterKind::Ebpf(hook), said)).collect()
+        }
+        Err(error) => {
+            let why = chain(&error);
+            Hook::ALL.map(|hook| (MeterKind::Ebpf(hook), Err(why.clone()))).into()
+        }
+    };
+    trials.push((MeterKind::Nft, nft::try_here()));
+    trials.push((MeterKind::Iptables, iptables::try_here()));
+    trials
+}
+
+/// What goes on counting without a daemon: pins or rules, read once.
+///
+/// # Errors
+///
+/// When it is there and cannot be read. Rules that this user may not list are taken for absent: nobody
+/// but root can leave any.
+pub fn installed(pins: &Path) -> Result<Option<(Snapshot, Vec<Device>)>, MeterError> {
+    if let Some(pinned) = Pinned::open(pins)? {
+        return Ok(Some((pinned.read()?, pinned.devices()?)));
+    }
+    Ok(rules_installed()?.map(|snapshot| (snapshot, Vec::new())))
+}
+
+/// What rules of ours count, whoever set them, read once.
+///
+/// # Errors
+///
+/// As [`installed`].
+pub fn rules_installed() -> Result<Option<Snapshot>, MeterError> {
+    let read = || -> Result<Option<Snapshot>, MeterError> {
+        if let Some(rules) = or_no_tool(nft::Installed::open())? {
+            return rules.read().map(Some);
+        }
+        or_no_tool(iptables::Installed::open())?.map(|rules| rules.read()).transpose()
+    };
+    match read() {
+        Err(MeterError::Denied { .. }) => Ok(None),
+        read => read,
+    }
+}
+
+/// Without the tools that set rules there are none.
+fn or_no_tool<T>(opened: Result<Option<T>, MeterError>) -> Result<Option<T>, MeterError> {
+    match opened {
+        Err(MeterError::NoTool { .. }) => Ok(None),
+        opened => opened,
+    }
+}
+
+/// Takes off all of ours and nothing else: pins, programs, rules. Says what; with `dry_run` only that.
+///
+/// # Errors
+///
+/// What could not be taken off. What came before it is off.
+pub fn clean(pins: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
+    let mut said = ebpf::clean(pins, dry_run)?;
+    said.extend(clean_rules(dry_run)?);
+    Ok(said)
+}
+
+/// Takes off all rules of ours and nothing else. Says what; with `dry_run` only that.
+///
+/// # Errors
+///
+/// As [`clean`].
+pub fn clean_rules(dry_run: bool) -> Result<Vec<String>, MeterError> {
+    let mut said = Vec::new();
+    for cleaned in [nft::clean(dry_run), iptables::clean(dry_run)] {
+        said.extend(or_no_tool(cleaned.map(Some))?.unwrap_or_default());
+    }
+    Ok(said)
+}
+
+/// Takes off the rules of ours that count the group with this port. Says what; with `dry_run` only that.
+///
+/// # Errors
+///
+/// As [`clean`].
+pub fn clean_rules_of(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
+    let mut said = Vec::new();
+    for cleaned in [nft::clean_port(port, dry_run), iptables::clean_port(port, dry_run)] {
+        said.extend(or_no_tool(cleaned.map(Some))?.unwrap_or_default());
+    }
+    Ok(said)
+}

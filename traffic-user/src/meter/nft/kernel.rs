@@ -1,0 +1,299 @@
+//! Questions to nf_tables, over nfnetlink: one socket, one question at a time.
+//!
+//! `nft -j` takes tens of milliseconds for what the kernel says in two, and lists the rules of the
+//! whole host each time. So nothing is read through it.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use netlink_packet_core::NetlinkBuffer;
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
+            setsockopt, socket, sockopt,
+        },
+        time::{TimeVal, TimeValLike as _},
+    },
+};
+
+use super::parse::{self, Count, Found};
+use crate::meter::error::{MeterError, cause};
+
+/// Name of our table, of the family `inet`.
+pub(super) const TABLE: &str = "traffic";
+
+const NFPROTO_INET: u8 = 1;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+
+const NFT_MSG_GETTABLE: u16 = 1;
+const NFT_MSG_GETCHAIN: u16 = 4;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_GETSET: u16 = 10;
+const NFT_MSG_GETSETELEM: u16 = 13;
+const NFT_MSG_GETGEN: u16 = 16;
+const NFT_MSG_GETOBJ: u16 = 19;
+const NFT_MSG_GETFLOWTABLE: u16 = 23;
+
+/// In all the messages about a thing of a table its table is the first attribute.
+const OF_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_OBJ_TYPE: u16 = 3;
+
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+const NETLINK_HEADER: usize = 16;
+/// `struct nfgenmsg`: family, version, resource.
+const GENERIC_HEADER: usize = 4;
+/// The kernel fills what it is given, up to this.
+const BUFFER: usize = 32 << 10;
+/// The kernel answers at once, or waits for another's transaction.
+const DEADLINE_SECONDS: i64 = 10;
+/// A dump that a change has cut in two is asked for again, at most so often.
+const TRIES: u32 = 20;
+
+/// A socket to nf_tables of the network namespace in which it was opened.
+pub(super) struct Kernel {
+    socket: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// Why there is no answer.
+enum No {
+    /// The kernel says so.
+    Errno(Errno),
+    /// The rules changed while they were listed.
+    Changed,
+}
+
+impl From<Errno> for No {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl Kernel {
+    /// # Errors
+    ///
+    /// [`MeterError::Unsupported`] where the kernel has no nfnetlink.
+    pub(super) fn open() -> Result<Self, MeterError> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkNetFilter,
+        );
+        let socket = socket.and_then(|socket| {
+            let deadline = TimeVal::seconds(DEADLINE_SECONDS);
+            setsockopt(&socket, sockopt::ReceiveTimeout, &deadline)?;
+            Ok(socket)
+        });
+        let socket = socket.map_err(|errno| MeterError::Unsupported {
+            feature: "counting with nftables",
+            reason: format!("no netlink socket to netfilter: {}", errno.desc()),
+        })?;
+        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// A number that changes with every change of any rule in this network namespace.
+    pub(super) fn generation(&mut self) -> Result<u32, MeterError> {
+        let mut generation = None;
+        self.ask(NFT_MSG_GETGEN, NLM_F_ACK, &[], |body| generation = parse::generation(body))
+            .map_err(|no| failed("ask for the generation of the nft rules", no))?;
+        Ok(generation.unwrap_or(0))
+    }
+
+    /// All counters of our table; none when it is not there.
+    pub(super) fn counters(
+        &mut self,
+        each: &mut impl FnMut(&str, Count),
+    ) -> Result<(), MeterError> {
+        // An object is not in the list of changes of a dump for ever: a few tries are enough.
+        let of_kind = parse::COUNTER.to_be_bytes();
+        let only = [(OF_TABLE, TABLE_Z), (NFTA_OBJ_TYPE, &of_kind[..])];
+        let read = self.dump(NFT_MSG_GETOBJ, &only, &mut |body| {
+            if let Some((name, count)) = parse::counter(body, TABLE) {
+                each(name, count);
+            }
+        });
+        match read {
+            Err(No::Errno(Errno::ENOENT)) => Ok(()),
+            other => other.map_err(|no| failed("read the nft counters", no)),
+        }
+    }
+
+    /// All that is in our table; `None` when there is no such table.
+    pub(super) fn table(&mut self) -> Result<Option<Found>, MeterError> {
+        for _ in 0..TRIES {
+            let before = self.generation()?;
+            let found = match self.table_once() {
+                Ok(found) => found,
+                Err(No::Changed | No::Errno(Errno::ENOENT)) => continue,
+                Err(no) => return Err(failed("list the nft table inet traffic", no)),
+            };
+            if self.generation()? == before {
+                return Ok(found.map(|found| Found { generation: before, ..found }));
+            }
+        }
+        Err(failed("list the nft table inet traffic", No::Changed))
+    }
+
+    fn table_once(&mut self) -> Result<Option<Found>, No> {
+        let mut found = Found::default();
+        let only = [(OF_TABLE, TABLE_Z)];
+        match self.ask(NFT_MSG_GETTABLE, NLM_F_ACK, &only, |body| found.add_table(body)) {
+            Err(No::Errno(Errno::ENOENT)) => return Ok(None),
+            other => other?,
+        }
+        self.dump(NFT_MSG_GETCHAIN, &only, &mut |body| found.add_chain(body, TABLE))?;
+        self.dump(NFT_MSG_GETRULE, &only, &mut |body| found.add_rule(body, TABLE))?;
+        self.dump(NFT_MSG_GETSET, &only, &mut |body| found.add_map(body, TABLE))?;
+        self.dump(NFT_MSG_GETOBJ, &only, &mut |body| found.add_object(body, TABLE))?;
+        self.dump(NFT_MSG_GETFLOWTABLE, &only, &mut |body| found.add_flowtable(body, TABLE))?;
+        for map in &mut found.maps {
+            let mut name = map.name.clone().into_bytes();
+            name.push(0);
+            let only = [(OF_TABLE, TABLE_Z), (NFTA_SET_ELEM_LIST_SET, &name[..])];
+            map.elements.clear();
+            self.dump(NFT_MSG_GETSETELEM, &only, &mut |body| map.add_elements(body))?;
+        }
+        Ok(Some(found))
+    }
+
+    /// A list of things. `each` may see one twice when the list changes meanwhile.
+    fn dump(
+        &mut self,
+        kind: u16,
+        only: &[(u16, &[u8])],
+        each: &mut impl FnMut(&[u8]),
+    ) -> Result<(), No> {
+        for _ in 0..TRIES {
+            // A part of a list that has changed is not passed on, or things would be there twice.
+            let mut bodies = Vec::new();
+            match self.ask(kind, NLM_F_DUMP, only, |body| bodies.push(body.to_vec())) {
+                Err(No::Changed) => {}
+                Err(no) => return Err(no),
+                Ok(()) => {
+                    bodies.iter().for_each(|body| each(body));
+                    return Ok(());
+                }
+            }
+        }
+        Err(No::Changed)
+    }
+
+    fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        attributes: &[(u16, &[u8])],
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), No> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let message = request(kind, flags, self.sequence, attributes);
+        let kernel = NetlinkAddr::new(0, 0);
+        let socket = self.socket.as_raw_fd();
+        sendto(socket, &message, &kernel, MsgFlags::empty())?;
+        let mut changed = false;
+        loop {
+            let length = match recv(socket, &mut self.buffer, MsgFlags::empty()) {
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
+                other => other?,
+            };
+            let mut rest = self.buffer.get(..length).unwrap_or_default();
+            while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+                let size = (message.length() as usize).next_multiple_of(4).min(rest.len());
+                if size < NETLINK_HEADER {
+                    break;
+                }
+                rest = rest.get(size..).unwrap_or_default();
+                if message.sequence_number() != self.sequence {
+                    // The rest of an answer that was given up.
+                    continue;
+                }
+                changed |= message.flags() & NLM_F_DUMP_INTR != 0;
+                let payload = message.payload();
+                match message.message_type() {
+                    NLMSG_ERROR | NLMSG_DONE => {
+                        return match code(payload) {
+                            0 if changed => Err(No::Changed),
+                            0 => Ok(()),
+                            code => Err(Errno::from_raw(-code).into()),
+                        };
+                    }
+                    _ => each(payload.get(GENERIC_HEADER..).unwrap_or_default()),
+                }
+            }
+        }
+    }
+}
+
+/// [`TABLE`] as the kernel wants it.
+const TABLE_Z: &[u8] = b"traffic\0";
+
+/// The number that an error and the end of a list begin with.
+fn code(payload: &[u8]) -> i32 {
+    payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes))
+}
+
+fn request(kind: u16, flags: u16, sequence: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut message = vec![0; NETLINK_HEADER];
+    message.extend([NFPROTO_INET, 0, 0, 0]);
+    for (kind, value) in attributes {
+        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(*value);
+        message.resize(message.len().next_multiple_of(4), 0);
+    }
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    let mut header = NetlinkBuffer::new(&mut message);
+    header.set_length(length);
+    header.set_message_type(NFNL_SUBSYS_NFTABLES << 8 | kind);
+    header.set_flags(NLM_F_REQUEST | flags);
+    header.set_sequence_number(sequence);
+    message
+}
+
+fn failed(doing: &'static str, no: No) -> MeterError {
+    match no {
+        No::Errno(Errno::EPERM | Errno::EACCES) => {
+            MeterError::Denied { doing, capability: "CAP_NET_ADMIN".into() }
+        }
+        No::Errno(errno @ (Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT)) => {
+            MeterError::Unsupported {
+                feature: "counting with nftables",
+                reason: format!("the kernel does not know nf_tables: {}", errno.desc()),
+            }
+        }
+        No::Errno(errno) => MeterError::Netlink { doing, cause: cause(io::Error::from(errno)) },
+        No::Changed => {
+            let error = io::Error::other("the rules of this host change all the time");
+            MeterError::Netlink { doing, cause: cause(error) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_has_its_length_and_its_attributes_are_aligned() {
+        let message = request(NFT_MSG_GETTABLE, NLM_F_ACK, 7, &[(OF_TABLE, b"abcd\0")]);
+        assert_eq!(message.len(), 16 + 4 + 12);
+        let buffer = NetlinkBuffer::new_checked(&message[..]).unwrap();
+        assert_eq!((buffer.length(), buffer.message_type(), buffer.flags()), (32, 0x0a01, 5));
+        assert_eq!(message[20..24], [9, 0, 1, 0]);
+    }
+}

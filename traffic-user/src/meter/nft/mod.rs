@@ -1,0 +1,347 @@
+//! The fallback's first meter: rules of nftables that only count.
+//!
+//! One table of ours, `inet traffic`, holds a counter for each group, lane and direction; see
+//! [`ruleset`]. It is changed by one `nft -f`, which happens as a whole or not at all, and read over
+//! netlink. Rules of others are neither read nor touched.
+
+mod about;
+mod installed;
+mod kernel;
+mod parse;
+mod ruleset;
+mod trial;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use self::{
+    about::About,
+    kernel::{Kernel, TABLE},
+    parse::{Count, Found},
+    ruleset::{Place, owner},
+};
+use super::{error::MeterError, host};
+use crate::{
+    accounting::{
+        ident::{Group, Groups},
+        reading::{Coverage, Epoch, GroupReading, Lanes, Layer, Snapshot, Window},
+    },
+    run,
+};
+
+pub use installed::{Installed, clean, clean_port};
+pub use trial::try_here;
+
+/// As the outputs write it.
+const NAME: &str = "nft";
+/// `nft` has this long for a change; a host with very many rules needs seconds.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The running meter.
+///
+/// It works in the network namespace of the thread that uses it, which must be the same one each time.
+pub struct NftMeter {
+    tool: PathBuf,
+    kernel: Kernel,
+    about: About,
+    /// Room of the maps.
+    size: u32,
+    /// The generation of the host's rules in which ours were seen to be whole.
+    whole: Option<u32>,
+    /// What the last reading said.
+    last: Counts,
+    lost: Vec<String>,
+    /// Whether this start made the table.
+    made: bool,
+    /// Whether the table goes with this value.
+    temporary: bool,
+}
+
+/// What the counters say, by entry and place.
+type Counts = HashMap<(u32, Place), Count>;
+
+impl NftMeter {
+    /// Begins to count `groups`. With `persist` the rules stay when this value goes, and a start that
+    /// finds such rules goes on with them, in the same epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::NoTool`] without nft, [`MeterError::Denied`] without CAP_NET_ADMIN,
+    /// [`MeterError::Unsupported`] without nf_tables, [`MeterError::ForeignRules`] when a table of our
+    /// name is not ours, [`MeterError::OtherRules`] when ours count for a run with `persist` and this
+    /// is none. Nothing is changed then.
+    pub fn start(groups: &Groups, persist: bool) -> Result<Self, MeterError> {
+        let tool = tool()?;
+        let mut kernel = Kernel::open()?;
+        let found = kernel.table()?;
+        let mut lost = Vec::new();
+        if let Some(found) = &found {
+            not_foreign(found)?;
+            match ruleset::about(found) {
+                Some(about) if about.persist && !persist => {
+                    return Err(MeterError::OtherRules {
+                        what: format!("the nft table inet {TABLE}"),
+                        reason: "go on counting; run with --persist to take them over".into(),
+                    });
+                }
+                Some(about) if about.persist => {
+                    let size = size_of(found);
+                    lost = ruleset::lost(&ruleset::wanted(&about, size), Some(found));
+                    if lost.is_empty() {
+                        let mut meter = Self {
+                            tool,
+                            kernel,
+                            about,
+                            size,
+                            whole: Some(found.generation),
+                            last: counts(found),
+                            lost,
+                            made: false,
+                            temporary: false,
+                        };
+                        meter.watch(groups)?;
+                        return Ok(meter);
+                    }
+                }
+                // What a killed run left.
+                Some(_) => tracing::info!("nft rules that an earlier run left behind are replaced"),
+                None => lost.push("the notes in the chain about".into()),
+            }
+        }
+        let gap = !lost.is_empty();
+        let about =
+            About { epoch: host::random(), since: seconds(), persist, gap, entries: Vec::new() };
+        let about = about.watching(groups);
+        let size = ruleset::size_for(&about);
+        let script = ruleset::script(&about, size, &HashMap::new());
+        apply(&tool, "set the nft rules", &script)?;
+        Ok(Self {
+            tool,
+            kernel,
+            about,
+            size,
+            whole: None,
+            last: HashMap::new(),
+            lost,
+            made: true,
+            temporary: !persist,
+        })
+    }
+
+    /// Watches these groups and no others, in one step. Groups that stay do not miss a packet.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Tool`], [`MeterError::ForeignRules`]; the rules are as they were then.
+    pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
+        let to = self.about.watching(groups);
+        if to == self.about {
+            return Ok(());
+        }
+        self.check()?;
+        // A repair begins an epoch with other entries.
+        let to = self.about.watching(groups);
+        let (script, size) = ruleset::change(&self.about, &to, self.size);
+        apply(&self.tool, "change the nft rules", &script)?;
+        self.about = to;
+        self.size = size;
+        self.whole = None;
+        Ok(())
+    }
+
+    /// Groups that are watched now.
+    pub fn watched(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.about.watched().map(|entry| &entry.group)
+    }
+
+    /// Reads all counters. Resets nothing. Rules that are gone are put back; the snapshot is then the
+    /// first one of another epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`], and what putting back fails with.
+    pub fn read(&mut self) -> Result<Snapshot, MeterError> {
+        let begin = now();
+        self.check()?;
+        let mut counts = read(&mut self.kernel)?;
+        let lost = self.set_back(&counts);
+        if lost > 0 {
+            let words = vec![format!("{lost} counters were set back or removed")];
+            self.put_back(words, &counts)?;
+            counts = read(&mut self.kernel)?;
+        }
+        let window = Window { begin, end: now() };
+        let snapshot = snapshot(&self.about, &counts, window, self.about.gap);
+        self.last = counts;
+        Ok(snapshot)
+    }
+
+    /// What was gone and was put back since this was last asked, for people.
+    pub fn losses(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Takes off what this start made, because it cannot go on. What an earlier one left goes on.
+    pub fn give_up(mut self) {
+        self.temporary |= self.made;
+    }
+
+    /// Looks whether ours are all there, if anybody changed any rule of the host since the last look.
+    fn check(&mut self) -> Result<(), MeterError> {
+        let generation = self.kernel.generation()?;
+        if self.whole == Some(generation) {
+            return Ok(());
+        }
+        let found = self.kernel.table()?;
+        let wanted = ruleset::wanted(&self.about, self.size);
+        let lost = ruleset::lost(&wanted, found.as_ref());
+        if lost.is_empty() {
+            self.whole = found.map(|found| found.generation);
+            return Ok(());
+        }
+        if let Some(found) = &found {
+            not_foreign(found)?;
+        }
+        let counts = found.as_ref().map(counts).unwrap_or_default();
+        self.put_back(lost, &counts)
+    }
+
+    /// Puts the whole table back and begins another epoch. What the counters that are left have
+    /// counted since the last reading is where the new ones begin, so that it is not lost.
+    fn put_back(&mut self, lost: Vec<String>, left: &Counts) -> Result<(), MeterError> {
+        let mut about =
+            About { epoch: host::random(), since: seconds(), gap: true, ..self.about.clone() };
+        about.entries.retain(|entry| entry.watched);
+        let begin = left
+            .iter()
+            .map(|(key, count)| {
+                let last = self.last.get(key).copied().unwrap_or_default();
+                (ruleset::counter(key.0, key.1), since(*count, last))
+            })
+            .collect();
+        let size = ruleset::size_for(&about);
+        let script = ruleset::script(&about, size, &begin);
+        apply(&self.tool, "put the nft rules back", &script)?;
+        tracing::warn!(lost = lost.join(", "), "nft rules were gone and are put back");
+        self.about = about;
+        self.size = size;
+        self.whole = None;
+        self.made = true;
+        self.last.clear();
+        self.lost.extend(lost);
+        Ok(())
+    }
+
+    /// How many counters are smaller than at the last reading, or not there.
+    fn set_back(&self, counts: &Counts) -> usize {
+        let fell = |(key, last): &(&(u32, Place), &Count)| {
+            counts.get(key).is_none_or(|now| now.bytes < last.bytes || now.packets < last.packets)
+        };
+        self.last.iter().filter(fell).count()
+    }
+}
+
+impl Drop for NftMeter {
+    fn drop(&mut self) {
+        if self.temporary
+            && let Err(error) = installed::remove(&self.tool, &mut self.kernel)
+        {
+            tracing::warn!(%error, "nft rules stay behind");
+        }
+    }
+}
+
+/// What was counted after `last`. A counter that fell was set back to zero in between.
+fn since(now: Count, last: Count) -> Count {
+    match (now.packets.checked_sub(last.packets), now.bytes.checked_sub(last.bytes)) {
+        (Some(packets), Some(bytes)) => Count { packets, bytes },
+        _ => now,
+    }
+}
+
+fn tool() -> Result<PathBuf, MeterError> {
+    run::find(&["nft"]).ok_or(MeterError::NoTool { meter: NAME, tools: "nft" })
+}
+
+fn not_foreign(found: &Found) -> Result<(), MeterError> {
+    let what = || format!("the nft table inet {TABLE}");
+    match ruleset::foreign(found) {
+        Some(reason) => Err(MeterError::ForeignRules { what: what(), reason }),
+        None => Ok(()),
+    }
+}
+
+/// Changes rules, all at once.
+fn apply(tool: &std::path::Path, doing: &'static str, script: &str) -> Result<(), MeterError> {
+    let said = run::run(tool, &["-f", "-"], script, DEADLINE);
+    let said = match said {
+        Ok(said) if said.done() => return Ok(()),
+        Ok(said) => said.stderr,
+        Err(error) => error.to_string(),
+    };
+    // The first line says it; the others repeat the rules.
+    let first = said.lines().next().unwrap_or("nothing");
+    let said = first.chars().take(200).collect::<String>().escape_debug().to_string();
+    Err(MeterError::Tool { doing, tool: tool.display().to_string(), said })
+}
+
+fn read(kernel: &mut Kernel) -> Result<Counts, MeterError> {
+    let mut counts = Counts::new();
+    kernel.counters(&mut |name, count| {
+        if let Some(key) = owner(name) {
+            counts.insert(key, count);
+        }
+    })?;
+    Ok(counts)
+}
+
+fn counts(found: &Found) -> Counts {
+    found.counters.iter().filter_map(|(name, count)| Some((owner(name)?, *count))).collect()
+}
+
+fn size_of(found: &Found) -> u32 {
+    found.maps.iter().map(|map| map.size).min().unwrap_or(0)
+}
+
+fn snapshot(about: &About, counts: &Counts, window: Window, gap: bool) -> Snapshot {
+    let mut at: HashMap<u32, usize> = HashMap::with_capacity(about.entries.len());
+    let mut groups: Vec<GroupReading> = Vec::with_capacity(about.entries.len());
+    for entry in &about.entries {
+        at.insert(entry.id, groups.len());
+        groups.push(GroupReading {
+            group: Arc::clone(&entry.group),
+            lanes: Lanes::default(),
+            watched: entry.watched,
+        });
+    }
+    for ((id, place), count) in counts {
+        if let Some(reading) = at.get(id).and_then(|n| groups.get_mut(*n)) {
+            reading.lanes.lane_mut(place.lane).add(place.direction, count.bytes, count.packets);
+        }
+    }
+    Snapshot {
+        meter: NAME,
+        layer: Layer::L3Skb,
+        epoch: Epoch(about.epoch),
+        since: Some(about.since),
+        window,
+        coverage: if gap { Coverage::Gap } else { Coverage::Complete },
+        groups,
+        skipped: None,
+    }
+}
+
+/// Nanoseconds of Unix time.
+fn now() -> i128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| i128::try_from(elapsed.as_nanos()).unwrap_or(i128::MAX))
+}
+
+fn seconds() -> i64 {
+    i64::try_from(now() / 1_000_000_000).unwrap_or(0)
+}
