@@ -13,7 +13,7 @@ CREATE TABLE subject (
 -- together are all that was ever booked, once.
 CREATE TABLE bucket (
     id      INTEGER PRIMARY KEY AUTOINCREMENT,
-    level   INTEGER NOT NULL CHECK (level IN (0, 1, 2)), -- five minutes, hour, day
+    level   INTEGER NOT NULL CHECK (level BETWEEN 0 AND 2), -- five minutes, hour, day
     "begin" INTEGER NOT NULL,
     "end"   INTEGER NOT NULL CHECK ("end" > "begin"),
     parent  INTEGER REFERENCES bucket (id),
@@ -23,14 +23,15 @@ CREATE TABLE bucket (
 
 -- What was booked. The key is packed, because one whole number is found twice as fast as three:
 -- (bucket << 29) | (book << 24) | subject, where a book is one kind of subject and one layer. In this order
--- a tick writes neighbours, and a ranking reads them.
+-- a tick writes neighbours, and a ranking reads them. A check with IN would make a table of its own
+-- for every row that is written.
 CREATE TABLE usage (
     key            INTEGER PRIMARY KEY,
     input_bytes    INTEGER NOT NULL CHECK (input_bytes    >= 0), -- of users: uplink
     output_bytes   INTEGER NOT NULL CHECK (output_bytes   >= 0), -- of users: downlink
     input_packets  INTEGER NOT NULL CHECK (input_packets  >= 0),
     output_packets INTEGER NOT NULL CHECK (output_packets >= 0),
-    coverage       INTEGER NOT NULL CHECK (coverage IN (0, 1, 2)) -- complete, estimated, gap
+    coverage       INTEGER NOT NULL CHECK (coverage BETWEEN 0 AND 2) -- complete, estimated, gap
 ) STRICT;
 
 -- Readings up to which everything is booked, in the form that the program gives them.

@@ -6,7 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use traffic_tests::need;
+use std::sync::atomic::Ordering::Relaxed;
+
+use traffic_tests::{
+    daemon::{Daemon, Ended, Site},
+    document, need, wait,
+};
 use traffic_user::{
     accounting::{
         reading::{Coverage, Layer, Traffic},
@@ -16,6 +21,8 @@ use traffic_user::{
     },
     ledger::{Ledger, LedgerError, Options, Reader},
 };
+
+use super::lifecycle::{DATAGRAM, Load, start};
 
 /// Neither a user nor a group that anybody is.
 const NOBODY: libc::uid_t = 54_321;
@@ -54,9 +61,7 @@ fn read_as(folder: &Path, group: libc::gid_t) -> Result<Option<u64>, LedgerError
 
 #[test]
 fn members_of_the_folders_group_read_beside_the_daemon_and_without_it_and_others_never() {
-    if !need::root() {
-        return;
-    }
+    need!(Root);
     let place = std::env::temp_dir().join(format!("traffic-it-ledger-{}", std::process::id()));
     fs::create_dir(&place).unwrap();
     let folder = Folder(place);
@@ -86,4 +91,108 @@ fn members_of_the_folders_group_read_beside_the_daemon_and_without_it_and_others
         chown(&file, None, Some(NOBODY)).unwrap();
     }
     assert_eq!(read_as(&copy.0, NOBODY).unwrap(), Some(3));
+}
+
+/// What the ledger has of the sender's port.
+fn booked(site: &Site) -> document::Traffic {
+    let reader = Reader::open(&site.state).unwrap().unwrap();
+    let group = Subject::group(&"5000/udp".parse().unwrap());
+    let totals = reader.totals(&group).unwrap();
+    let [usage] = totals.as_slice() else { panic!("{totals:?}") };
+    assert_eq!(usage.traffic.output_packets, 0);
+    document::Traffic::input(usage.traffic.input_bytes, usage.traffic.input_packets)
+}
+
+/// Numbers that are spread, and the same at each run.
+struct Spread(u64);
+
+impl Spread {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// A daemon that is killed by a fault inside of a commit or right after it, or by a signal after so many
+/// datagrams of the sender, wherever it is then.
+fn killed(site: &Site, load: &Load, meter: &str, spread: &mut Spread) {
+    let args = ["run", "--output", "json", "--interval", "20ms", "--iface", "eth0"];
+    let mut command = site.traffic(&load.host, &args);
+    command.args(["--ports", "5000/udp", "--persist", "--meter", meter]);
+    let point = match spread.below(4) {
+        0 => Some("ledger-commit"),
+        1 => Some("ledger-committed"),
+        _ => None,
+    };
+    if let Some(point) = point {
+        command.env("TRAFFIC_FAULT", point);
+        let Ended { code, stderr, .. } = Daemon::spawn(command).end();
+        assert_eq!(code, None, "{point}: {stderr}");
+        return;
+    }
+    let daemon = Daemon::spawn(command);
+    let enough = load.sent.load(Relaxed) + spread.below(60_000);
+    wait::until("the sender", || (load.sent.load(Relaxed) >= enough).then_some(()));
+    daemon.kill();
+}
+
+#[test]
+fn after_two_hundred_kills_under_load_the_ledger_equals_what_was_sent() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"));
+    let (site, mut load) = (Site::new(), Load::new());
+    let first = start(&site, &load, "tcx", &["--persist"]);
+    load.begin();
+    load.goes_on();
+    first.kill();
+    let mut spread = Spread(7);
+    for _ in 0..200 {
+        killed(&site, &load, "tcx", &mut spread);
+    }
+    let last = start(&site, &load, "tcx", &["--persist"]);
+    load.goes_on();
+    let sent = load.end();
+    last.stop();
+    assert_eq!(booked(&site), sent);
+    assert!(sent.input_packets > 1000 && sent.input_bytes == sent.input_packets * DATAGRAM);
+    assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+}
+
+#[test]
+fn a_state_folder_that_goes_and_comes_back_costs_nothing() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"));
+    let (site, mut load) = (Site::new(), Load::new());
+    let daemon = start(&site, &load, "tcx", &[]);
+    load.begin();
+    load.goes_on();
+    let away = site.state.with_extension("away");
+    fs::rename(&site.state, &away).unwrap();
+    wait::until("a message", || {
+        let messages = daemon.messages();
+        (messages.contains("nothing is booked") && messages.contains("is gone")).then_some(())
+    });
+    load.goes_on();
+    let doctor = || site.run(&load.host, &["doctor", "--json"]).json();
+    let of_ledger = |document: &serde_json::Value| {
+        let checks = document["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == "ledger").unwrap().clone()
+    };
+    fs::rename(&away, &site.state).unwrap();
+    wait::until("the ledger", || {
+        let check = of_ledger(&doctor());
+        (check["status"] == "ok" && check["found"] == "everything is booked").then_some(())
+    });
+    let sent = load.end();
+    let messages = daemon.messages();
+    assert_eq!(messages.matches("nothing is booked").count(), 1, "{messages}");
+    daemon.stop();
+    assert_eq!(booked(&site), sent);
+}
+
+#[test]
+fn without_a_ledger_there_is_none() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"));
+    let (site, load) = (Site::new(), Load::new());
+    start(&site, &load, "tcx", &["--no-ledger"]).stop();
+    assert!(!site.state.exists());
 }

@@ -21,22 +21,22 @@ use traffic_tests::{
 };
 
 /// Layer-3 bytes of each datagram that the sender sends.
-const DATAGRAM: u64 = 20 + 8 + PAYLOAD as u64;
+pub(super) const DATAGRAM: u64 = 20 + 8 + PAYLOAD as u64;
 const PAYLOAD: usize = 100;
 const PORT: u16 = 5000;
 
 /// Two namespaces with a device between them, and a sender from one to the other that never pauses.
-struct Load {
-    host: NetNs,
+pub(super) struct Load {
+    pub(super) host: NetNs,
     _other: NetNs,
     stop: Arc<AtomicBool>,
-    sent: Arc<AtomicU64>,
+    pub(super) sent: Arc<AtomicU64>,
     sender: Option<JoinHandle<()>>,
 }
 
 impl Load {
     /// Begins to send when [`begin`](Self::begin) is called.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (host, other) = (NetNs::new(), NetNs::new());
         let (here, there) = pair((&host, "eth0"), (&other, "eth0"), 1);
         connect(&here, &there);
@@ -55,20 +55,20 @@ impl Load {
         Self { host, _other: other, stop, sent, sender: Some(sender) }
     }
 
-    fn begin(&self) {
+    pub(super) fn begin(&self) {
         if let Some(sender) = &self.sender {
             sender.thread().unpark();
         }
     }
 
     /// Waits until some more datagrams have passed.
-    fn goes_on(&self) {
+    pub(super) fn goes_on(&self) {
         let enough = self.sent.load(Relaxed) + 200;
         wait::until("the sender", || (self.sent.load(Relaxed) >= enough).then_some(()));
     }
 
     /// Stops the sender: what it sent, all of which has arrived.
-    fn end(&mut self) -> Traffic {
+    pub(super) fn end(&mut self) -> Traffic {
         self.stop.store(true, Relaxed);
         self.begin();
         if let Some(sender) = self.sender.take() {
@@ -97,7 +97,7 @@ fn silent(site: &Site, load: &Load, meter: &str) -> Daemon {
 }
 
 /// A daemon that counts the sender's port.
-fn start(site: &Site, load: &Load, meter: &str, more: &[&str]) -> Daemon {
+pub(super) fn start(site: &Site, load: &Load, meter: &str, more: &[&str]) -> Daemon {
     let mut args = vec!["--iface", "eth0", "--ports", "5000/udp", "--meter", meter];
     args.extend(more);
     let mut daemon = site.start(&load.host, &args);

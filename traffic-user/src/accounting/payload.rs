@@ -120,6 +120,20 @@ pub struct PayloadDeltas {
     pub coverage: Coverage,
 }
 
+impl PayloadDeltas {
+    /// The first gap of each cause, and how many there are.
+    pub fn causes(&self) -> Vec<(&Gap, usize)> {
+        let mut causes: Vec<(&Gap, usize)> = Vec::new();
+        for gap in &self.gaps {
+            match causes.iter_mut().find(|(first, _)| first.cause == gap.cause) {
+                Some((_, count)) => *count += 1,
+                None => causes.push((gap, 1)),
+            }
+        }
+        causes
+    }
+}
+
 /// [`First::Charge`] if the proxy certainly began after `watched`: boot time (of the clock of
 /// [`ProxySnapshot::boot`]) since when its traffic is accounted for.
 pub fn first(poll: &ProxySnapshot, watched: i128) -> First {

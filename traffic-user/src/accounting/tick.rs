@@ -199,6 +199,26 @@ impl State {
         ticked
     }
 
+    /// Takes the last reading of a meter that was taken off, and that of another at that time: this one
+    /// is charged from there on.
+    pub fn hand_over(&mut self, last: Snapshot, baseline: Snapshot) -> Ticked {
+        let mut frame = Frame::new(last.window.end);
+        let (from, at) = (last.meter, baseline.window.end);
+        frame.insert(last);
+        let ticked = self.tick(frame, None);
+        self.note(events::meter_changed(at, &[from], &[&baseline]));
+        self.active = vec![baseline.meter];
+        self.inherited.remove(baseline.meter);
+        self.frame.insert(baseline);
+        ticked
+    }
+
+    /// Lets go of what is owed, because there is no ledger.
+    pub fn forget(&mut self) {
+        self.owed.clear();
+        self.events.clear();
+    }
+
     /// Takes note that we set counters of the proxy to zero; see [`Polls::reset`].
     pub fn counters_were_reset(&mut self, values: &[(CounterName, i64)]) {
         let payload = self.polls.reset(values);

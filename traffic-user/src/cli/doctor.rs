@@ -11,6 +11,8 @@ use crate::{
         ident::{Hook, MeterKind},
         proxy::ApiState,
     },
+    daemon::{Question, ask},
+    ledger::Reader,
     meter::{
         self, MeterError,
         devices::{Facts, Wanted, choose},
@@ -20,7 +22,7 @@ use crate::{
         proxy::{Latest, ProxyMeter},
     },
     proxy_config::advice,
-    view::json::JSON_VERSION,
+    view::json::{JSON_VERSION, time},
 };
 
 #[derive(Debug, clap::Args)]
@@ -95,6 +97,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     checks.push(ports());
     checks.push(pins(common));
     checks.push(leftovers(common));
+    checks.push(ledger(common));
     checks.extend(proxy(common, args));
     let failed = checks.iter().any(|check| check.status == Status::Fail);
     if common.json {
@@ -139,6 +142,31 @@ fn text(meter: Option<MeterKind>, checks: &[Check]) -> String {
         None => text.push_str("\n`traffic run` cannot count here.\n"),
     }
     text
+}
+
+/// What a daemon that runs says of the ledger, else whether it can be read.
+fn ledger(common: &Common) -> Check {
+    const NAME: &str = "ledger";
+    match ask(&common.state, &Question::Ledger) {
+        Ok(Some(said)) => return Check::ok(NAME, said),
+        // It says what helps as well.
+        Err(error) => return Check::fail(NAME, format!("{error:#}"), None),
+        Ok(None) => {}
+    }
+    let read = Reader::open(&common.state)
+        .and_then(|reader| reader.map(|reader| reader.extent()).transpose());
+    match read {
+        Ok(None) => Check::info(NAME, "there is none yet", "`traffic run` begins one"),
+        Ok(Some(None)) => Check::ok(NAME, "nothing is booked yet"),
+        Ok(Some(Some(extent))) => {
+            let last = time(i128::from(extent.end) * 1_000_000_000);
+            Check::ok(NAME, format!("booked until {last}; no daemon runs"))
+        }
+        Err(error) => {
+            let remedy = error.remedy();
+            Check::fail(NAME, format!("{:#}", anyhow::Error::from(error)), remedy)
+        }
+    }
 }
 
 fn object() -> Check {

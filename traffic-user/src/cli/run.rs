@@ -9,15 +9,22 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ValueEnum;
+use jiff::{Timestamp, Zoned, tz::TimeZone};
 
 use super::{CHECKS, Common, MOST_GROUPS, groups, host, proxy::ProxyArgs};
 use crate::{
-    accounting::ident::{Groups, Hook, MeterKind},
+    accounting::{
+        ident::{Groups, Hook, MeterKind},
+        tick::{Begin, Cursors, State},
+        usage::Span,
+    },
     config::{Config, Output, interval},
-    daemon::{self, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, unix_time},
+    daemon::{self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, second_of, unix_time},
+    ledger::{self, Calendar},
     meter::{
         Lock, Meter, MeterError, Options,
         devices::{Facts, Wanted, choose},
+        host::boot_id,
         listening::listening,
     },
 };
@@ -132,6 +139,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let state_lock = if no_ledger { None } else { Some(state(common)?) };
     let _lock = Lock::of_this_netns()?;
     let started = unix_time();
+    let begin = Begin { now: started, boot: boot_id() };
     let typed = live.typed.clone().unwrap_or_default();
     let mut proxy = match place.clone() {
         Some(place) => Proxy::find(place, typed.clone(), live.interval, started)?,
@@ -147,6 +155,17 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let persist = args.persist || config.persist == Some(true);
     let options =
         Options { kind, cgroup, persist, pins: common.pins.clone(), log: args.log_packets };
+    // Before anything counts, so that a ledger that cannot be used leaves nothing behind.
+    let (state, books) = match &state_lock {
+        Some(_) => {
+            let (books, cursors, event) =
+                Books::open(&common.state, ledger_options(config), second_of(started))?;
+            let mut state = State::begin(cursors, begin);
+            event.into_iter().for_each(|event| state.note(event));
+            (state, Some(books))
+        }
+        None => (State::begin(Cursors::default(), begin), None),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -167,10 +186,9 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         count: args.count,
         log: args.log_packets,
         state: state_lock.as_ref().map(|_| common.state.clone()),
-        started: i64::try_from(started / 1_000_000_000).unwrap_or(i64::MAX),
         reload: persist.then(|| reload(common, args, output, place)),
     };
-    runtime.block_on(daemon::run(settings, meter, proxy))?;
+    runtime.block_on(daemon::run(settings, meter, proxy, (state, books)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -227,4 +245,19 @@ fn state(common: &Common) -> Result<Lock> {
             common.state.display()
         )
     })
+}
+
+/// How the ledger is kept: days are those of the reports.
+fn ledger_options(config: &Config) -> ledger::Options {
+    let zone = config.time_zone.clone().unwrap_or_else(TimeZone::system);
+    let day = move |second: i64| {
+        let midnight = |day: &Zoned| day.start_of_day().map(|day| day.timestamp().as_second());
+        let day = Timestamp::from_second(second).and_then(|time| {
+            let day = time.to_zoned(zone.clone());
+            Ok(Span { begin: midnight(&day)?, end: midnight(&day.tomorrow()?)? })
+        });
+        // Times that no calendar has.
+        day.unwrap_or(Span { begin: second, end: second })
+    };
+    ledger::Options { retention: config.retention(), calendar: Calendar::new(day) }
 }

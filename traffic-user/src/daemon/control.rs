@@ -38,6 +38,8 @@ const CLIENTS: usize = 16;
 pub(crate) enum Question {
     /// The merged report as it stands.
     Stats,
+    /// Whether what is counted is booked.
+    Ledger,
     /// A new zero for one subject or all.
     Reset(Whose),
 }

@@ -3,6 +3,7 @@
 //! It waits and writes, and decides nothing. However it ends, the meter's own `Drop` leaves nothing
 //! attached, unless the meter was started to persist.
 
+mod books;
 mod control;
 mod notify;
 mod proxy;
@@ -24,15 +25,18 @@ use tokio::{
 use crate::{
     accounting::{
         delta::{First, diff},
+        frame::Frame,
         ident::Groups,
         proxy::CounterName,
         reading::Snapshot,
         report::{DeviceReport, Dump},
+        tick::State,
+        usage::Event,
     },
     config::Output,
     fault,
     meter::{
-        Meter,
+        Handover, Meter,
         devices::{Choice, Events, Facts, Wanted, choose},
         listening::listening,
         proxy::{Address, ProxyMeter, boot_time},
@@ -40,6 +44,7 @@ use crate::{
     view::{json, stats, table},
 };
 
+pub(crate) use books::Books;
 pub(crate) use control::{Question, Whose, ask};
 pub(crate) use notify::is_watched;
 pub(crate) use proxy::{
@@ -47,6 +52,7 @@ pub(crate) use proxy::{
 };
 pub(crate) use reload::{Fresh, Live, Reload, later};
 
+use books::Standing;
 use control::{Asked, Control};
 use notify::Notify;
 use signals::{Signals, Told};
@@ -74,8 +80,6 @@ pub(crate) struct Settings {
     pub(crate) proxy: Option<ProxyPlace>,
     /// The state folder, in which verbs can ask.
     pub(crate) state: Option<PathBuf>,
-    /// When this run began, seconds of Unix time: numbers of an epoch that is older are a baseline.
-    pub(crate) started: i64,
     /// Reads the configuration again at SIGHUP; without it, SIGHUP ends.
     pub(crate) reload: Option<Reload>,
 }
@@ -85,6 +89,7 @@ pub(crate) async fn run(
     mut settings: Settings,
     mut meter: Meter,
     mut proxy: Option<Proxy>,
+    (state, books): (State, Option<Books>),
 ) -> Result<()> {
     let mut notify = Notify::from_environment();
     let mut signals =
@@ -110,7 +115,7 @@ pub(crate) async fn run(
     });
     let mut looked = Instant::now();
     let (finished, mut resets) = mpsc::channel::<Reset>(1);
-    let mut counting = Counting::new(&settings);
+    let mut counting = Counting::new(&settings, state, books);
 
     let mut ticks = every(settings.interval);
     let mut log = every(LOG_PERIOD);
@@ -179,6 +184,7 @@ pub(crate) async fn run(
         notify.standing(&standing(&meter));
         counting.write(&meter, proxy.as_ref())?;
         if settings.count == Some(counting.written) {
+            counting.close();
             return Ok(());
         }
         fault::panic_at("tick");
@@ -188,6 +194,7 @@ pub(crate) async fn run(
         proxy.last_poll().await;
     }
     counting.tick(&mut meter, proxy.as_mut())?;
+    counting.close();
     counting.write(&meter, proxy.as_ref())
 }
 
@@ -211,6 +218,11 @@ async fn next(control: &mut Option<Control>) -> Option<Asked> {
         Some(control) => Some(control.next().await),
         None => std::future::pending().await,
     }
+}
+
+/// Whole seconds of Unix time.
+pub(crate) fn second_of(nanos: i128) -> i64 {
+    i64::try_from(nanos.div_euclid(1_000_000_000)).unwrap_or(i64::MAX)
 }
 
 /// Nanoseconds of Unix time.
@@ -260,9 +272,9 @@ impl Reset {
         let Self { asked, whose, outcome, boot } = self;
         let settled = proxy.context("no proxy is known any more").and_then(|proxy| {
             counting.tick(meter, Some(&mut *proxy))?;
-            proxy.counters_were_reset(&outcome.done, boot);
+            proxy.counters_were_reset(&mut counting.state, &outcome.done, boot);
             let said = outcome.said()?;
-            proxy.begin_anew(&whose, unix_time());
+            proxy.begin_anew(&mut counting.state, &whose, unix_time());
             Ok(said)
         });
         asked.answer(settled);
@@ -276,17 +288,22 @@ fn answer(
     proxy: Option<&mut Proxy>,
     finished: &mpsc::Sender<Reset>,
 ) {
+    if asked.question == Question::Ledger {
+        return asked.answer(counting.standing());
+    }
     let Some(proxy) = proxy else {
         return asked.answer(Err(anyhow::anyhow!(
             "no proxy is known: give --proxy-config or --api to `traffic run`"
         )));
     };
     match asked.question.clone() {
+        Question::Ledger => {}
         Question::Stats => {
             // As of the last tick: asking often must not make ticks, by which claims age.
             let snapshot = counting.last.as_ref().context("nothing was read yet: ask again");
-            let document =
-                snapshot.and_then(|last| Ok(proxy.document(&counting.host, last).json()?));
+            let document = snapshot.and_then(|last| {
+                Ok(proxy.document(&counting.host, last, counting.state.merge()).json()?)
+            });
             asked.answer(document);
         }
         Question::Reset(whose) => {
@@ -411,11 +428,12 @@ struct Counting {
     shown: Option<Snapshot>,
     /// The snapshot that was merged last.
     last: Option<Snapshot>,
-    started: i64,
+    state: State,
+    books: Option<Books>,
 }
 
 impl Counting {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &Settings, state: State, books: Option<Books>) -> Self {
         let redraw = settings.output == Output::Table && io::stdout().is_terminal();
         let rows = if redraw { terminal_rows() } else { usize::MAX };
         Self {
@@ -426,26 +444,65 @@ impl Counting {
             written: 0,
             shown: None,
             last: None,
-            started: settings.started,
+            state,
+            books,
         }
     }
 
-    /// Reads the kernel's meter and merges what it says.
-    fn tick(&mut self, meter: &mut Meter, proxy: Option<&mut Proxy>) -> Result<()> {
+    /// Reads the kernel's meter, merges what it says, and books it.
+    fn tick(&mut self, meter: &mut Meter, mut proxy: Option<&mut Proxy>) -> Result<()> {
+        if let Some(Handover { last, baseline }) = meter.handover() {
+            self.state.hand_over(last, baseline);
+        }
         let snapshot = meter.read()?;
+        let at = snapshot.window.end;
         for loss in meter.losses() {
             tracing::warn!(meter = snapshot.meter, "{loss}");
+            let what = format!("{}: {loss}", snapshot.meter);
+            self.state.note(Event { at, kind: "rules-lost".to_owned(), subject: None, what });
+        }
+        let poll = proxy.as_mut().and_then(|proxy| {
+            proxy.configure(&mut self.state);
+            proxy.poll()
+        });
+        let mut frame = Frame::new(at);
+        frame.insert(snapshot.clone());
+        let ticked = self.state.tick(frame, poll.as_deref());
+        for anomaly in ticked.anomalies {
+            tracing::warn!(%anomaly, "the kernel's meter");
         }
         if let Some(proxy) = proxy {
-            let first = First::when(snapshot.since, self.started);
-            let (deltas, anomalies) = diff(self.last.as_ref(), &snapshot, first);
-            for anomaly in anomalies {
-                tracing::warn!(%anomaly, "the kernel's meter");
+            proxy.took(ticked.payload.as_ref(), at);
+            for event in proxy.take_events() {
+                self.state.note(event);
             }
-            proxy.tick(&deltas, snapshot.window.end);
         }
         self.last = Some(snapshot);
+        match &mut self.books {
+            Some(books) => books.book(&mut self.state, second_of(at)),
+            None => self.state.forget(),
+        }
         Ok(())
+    }
+
+    /// Books what is left and waits for it.
+    fn close(&mut self) {
+        let now = second_of(unix_time());
+        if let Some(books) = &mut self.books {
+            books.close(&mut self.state, now);
+        }
+    }
+
+    /// Whether what is counted is booked, for people.
+    fn standing(&self) -> Result<String> {
+        match self.books.as_ref().map(Books::standing) {
+            None => Ok("nothing is booked: --no-ledger".to_owned()),
+            Some(Standing::Booked) => Ok("everything is booked".to_owned()),
+            Some(Standing::Refused { since, why, remedy }) => anyhow::bail!(
+                "nothing is booked since {}: {why}\n  remedy: {remedy}",
+                json::time(i128::from(*since) * 1_000_000_000)
+            ),
+        }
     }
 
     /// Writes what was read last.
@@ -456,7 +513,8 @@ impl Counting {
         }
         let snapshot = self.last.clone().context("nothing was read yet")?;
         let report = report(&self.host, meter, snapshot);
-        let merged = proxy.map(|proxy| proxy.document(&self.host, &report.snapshot));
+        let merge = self.state.merge();
+        let merged = proxy.map(|proxy| proxy.document(&self.host, &report.snapshot, merge));
         let mut stdout = io::BufWriter::new(io::stdout().lock());
         match self.output {
             Output::None => {}

@@ -16,12 +16,16 @@ use tokio::time::timeout;
 use crate::{
     accounting::{
         attribute::Merge,
-        delta::Deltas,
         ident::{Group, Groups},
-        payload::{Gap, Polls, first},
-        proxy::{ApiHealth, ApiState, CounterName, Inbound, Payload, ProxySnapshot, Subject, Way},
-        reading::{Coverage, Snapshot},
+        payload::PayloadDeltas,
+        proxy::{
+            ApiHealth, ApiState, CounterName, Inbound, ProxySnapshot, Subject as Counted, Way,
+        },
+        reading::Snapshot,
         stats::ApiReport,
+        subject::Subject,
+        tick::State,
+        usage::Event,
     },
     meter::{
         listening::listening,
@@ -33,8 +37,6 @@ use crate::{
 
 use super::control::Whose;
 
-/// Bytes that may lie in the sockets of a proxy, neither counted by it nor passed on.
-const BUFFERS: u64 = 64 << 20;
 /// How long the last report waits for the proxy.
 const LAST_POLL: Duration = Duration::from_millis(500);
 /// Events that are kept to be shown.
@@ -142,14 +144,12 @@ pub(crate) struct Proxy {
     typed: Groups,
     interval: Duration,
     watch: Option<(Address, Watch)>,
-    polls: Polls,
-    merge: Merge,
+    /// The merge does not know yet what the config says.
+    unconfigured: bool,
     /// Boot time after which a poll must have begun to be looked at.
     after: i128,
     /// Resets under way: what a poll says while they last is neither before nor after.
     resets: u32,
-    /// Kernel bytes since the last poll.
-    unreported: Payload,
     /// Boot time since when traffic is accounted for.
     watched_since: i128,
     /// The same as Unix time.
@@ -158,6 +158,8 @@ pub(crate) struct Proxy {
     epoch: u64,
     state: Option<&'static str>,
     events: VecDeque<EventDocument>,
+    /// Those that the ledger is to have as well.
+    unbooked: Vec<Event>,
 }
 
 impl Proxy {
@@ -177,24 +179,22 @@ impl Proxy {
             return Ok(None);
         }
         let boot = boot_time();
-        let mut proxy = Self {
+        let proxy = Self {
             place,
             config,
             typed,
             interval,
             watch: None,
-            polls: Polls::default(),
-            merge: Merge::default(),
+            unconfigured: true,
             after: i128::MIN,
             resets: 0,
-            unreported: Payload::default(),
             epoch: epoch(now),
             watched_since: boot,
             since: now,
             state: None,
             events: VecDeque::new(),
+            unbooked: Vec::new(),
         };
-        proxy.configure();
         proxy.groups_with(&proxy.typed)?;
         Ok(Some(proxy))
     }
@@ -225,7 +225,7 @@ impl Proxy {
     /// Goes on with other groups named by hand, and with another time between polls.
     pub(super) fn take_over(&mut self, typed: Groups, interval: Duration) {
         self.typed = typed;
-        self.configure();
+        self.unconfigured = true;
         if self.interval != interval {
             self.interval = interval;
             self.watch = None;
@@ -247,10 +247,14 @@ impl Proxy {
         self.good().map(|config| joined(&config.inbounds, &self.typed)).unwrap_or_default()
     }
 
-    fn configure(&mut self) {
-        let inbounds = self.inbounds();
-        let uncounted = self.good().map(|config| config.unreported.clone()).unwrap_or_default();
-        self.merge.configure(&inbounds, &uncounted);
+    /// Tells the merge what the config says, if it does not know yet.
+    pub(super) fn configure(&mut self, state: &mut State) {
+        state.watch_proxy(self.watched_since);
+        if std::mem::take(&mut self.unconfigured) {
+            let inbounds = self.inbounds();
+            let uncounted = self.good().map(|config| config.unreported.clone()).unwrap_or_default();
+            state.merge_mut().configure(&inbounds, &uncounted);
+        }
     }
 
     /// Reads its counters from now on. Begins before the first tick, so that a proxy that is slow to
@@ -279,22 +283,28 @@ impl Proxy {
         match changed {
             Err(error) => {
                 tracing::warn!(%error, "the proxy's config is not used: the last good one stays");
-                self.event(EventDocument::new(now, "config-broken", error));
+                self.event(now, "config-broken", error, None);
                 None
             }
             Ok(()) => {
-                self.configure();
+                self.unconfigured = true;
                 self.watch_or_say();
                 let groups = self.groups();
                 let what = format!("the proxy's config changed: {} groups", groups.len());
-                self.event(EventDocument::new(now, "config-changed", what));
+                self.event(now, "config-changed", what, None);
                 Some(groups)
             }
         }
     }
 
-    /// Keeps an event. One that comes again and again is kept once.
-    fn event(&mut self, event: EventDocument) {
+    /// Keeps an event, for the ledger too.
+    fn event(&mut self, at: i128, kind: &'static str, what: String, subject: Option<Subject>) {
+        self.show(EventDocument::new(at, kind, what.clone()));
+        self.unbooked.push(Event { at, kind: kind.to_owned(), subject, what });
+    }
+
+    /// Keeps an event to be shown. One that comes again and again is kept once.
+    fn show(&mut self, event: EventDocument) {
         let same = |last: &EventDocument| (&last.kind, &last.what) == (&event.kind, &event.what);
         if self.events.back().is_some_and(same) {
             return;
@@ -305,45 +315,36 @@ impl Proxy {
         }
     }
 
-    /// Merges what the kernel counted since the tick before with what the proxy has said since.
-    pub(super) fn tick(&mut self, kernel: &Deltas, now: i128) {
-        let latest = self.latest();
-        let total = kernel.total();
-        let since = Payload { uplink: total.input_bytes, downlink: total.output_bytes };
-        self.unreported = self.unreported.plus(since);
+    /// A poll that was not given before.
+    pub(super) fn poll(&mut self) -> Option<Arc<ProxySnapshot>> {
         let fresh = |poll: &Arc<_>| self.resets == 0 && begin_of(poll) > self.after;
-        let poll = latest.snapshot.filter(fresh);
-        let payload = poll.map(|poll| {
-            self.after = poll.boot.end;
-            // What one counter can have moved passed the kernel, or lay in socket buffers.
-            let wire = std::mem::take(&mut self.unreported);
-            let most = wire.plus(Payload { uplink: BUFFERS, downlink: BUFFERS });
-            let complete = kernel.coverage == Coverage::Complete;
-            self.polls.follow(&poll, first(&poll, self.watched_since), complete.then_some(most))
-        });
-        self.merge.tick(Some(kernel), payload.as_ref());
+        let poll = self.latest().snapshot.filter(fresh)?;
+        self.after = poll.boot.end;
+        Some(poll)
+    }
+
+    /// Takes note of what a tick found in a poll, and of how the API is.
+    pub(super) fn took(&mut self, payload: Option<&PayloadDeltas>, now: i128) {
         if let Some(payload) = payload {
             for anomaly in &payload.anomalies {
-                self.event(EventDocument::of_anomaly(now, anomaly));
+                self.show(EventDocument::of_anomaly(now, anomaly));
             }
-            let mut causes: Vec<(&Gap, usize)> = Vec::new();
-            for gap in &payload.gaps {
-                match causes.iter_mut().find(|(first, _)| first.cause == gap.cause) {
-                    Some((_, count)) => *count += 1,
-                    None => causes.push((gap, 1)),
-                }
-            }
-            for (gap, count) in causes {
-                self.event(EventDocument::of_gaps(now, gap, count));
+            for (gap, count) in payload.causes() {
+                self.show(EventDocument::of_gaps(now, gap, count));
             }
         }
-        if let Some(ApiHealth { state, reason, .. }) = latest.health
+        if let Some(ApiHealth { state, reason, .. }) = self.latest().health
             && self.state.replace(state.name()) != Some(state.name())
         {
             let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
             let what = format!("the proxy's API is {}{reason}", state.name());
-            self.event(EventDocument::new(now, "api", what));
+            self.event(now, "api", what, None);
         }
+    }
+
+    /// What happened to the proxy since this was last asked, for the ledger.
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.unbooked)
     }
 
     fn latest(&self) -> Latest {
@@ -351,9 +352,9 @@ impl Proxy {
     }
 
     /// How things stand.
-    pub(super) fn document(&self, host: &str, snapshot: &Snapshot) -> Document {
+    pub(super) fn document(&self, host: &str, snapshot: &Snapshot, merge: &Merge) -> Document {
         let api = self.latest();
-        let report = self.merge.report(snapshot.window.end, api_report(&api));
+        let report = merge.report(snapshot.window.end, api_report(&api));
         Document::new(
             &report,
             Beside {
@@ -385,9 +386,13 @@ impl Proxy {
 
     /// Takes note that these counters are zero at the proxy: charges what they were. `boot` is a boot
     /// time after that.
-    pub(super) fn counters_were_reset(&mut self, values: &[(CounterName, i64)], boot: i128) {
-        let payload = self.polls.reset(values);
-        self.merge.tick(None, Some(&payload));
+    pub(super) fn counters_were_reset(
+        &mut self,
+        state: &mut State,
+        values: &[(CounterName, i64)],
+        boot: i128,
+    ) {
+        state.counters_were_reset(values);
         // A poll that was under way may have been answered before.
         self.after = self.after.max(boot);
         self.resets = self.resets.saturating_sub(1);
@@ -413,36 +418,40 @@ impl Proxy {
         let _late = timeout(LAST_POLL, fresh).await;
     }
 
-    /// Begins numbers of ours anew.
-    pub(super) fn begin_anew(&mut self, whose: &Whose, now: i128) {
+    /// Begins numbers of ours anew. What is booked stays: in the ledger this is an event.
+    pub(super) fn begin_anew(&mut self, state: &mut State, whose: &Whose, now: i128) {
         self.epoch = epoch(now);
-        let what = match whose {
+        let (what, subject) = match whose {
             Whose::User(email) => {
-                self.merge.reset_user(email);
-                format!("numbers of user {} begin anew", email.escape_debug())
+                state.merge_mut().reset_user(email);
+                let what = format!("numbers of user {} begin anew", email.escape_debug());
+                (what, Some(Subject::User(email.as_str().into())))
             }
             Whose::Port(port) => {
-                self.merge.reset_port(*port);
-                format!("numbers of port {port} begin anew")
+                state.merge_mut().reset_port(*port);
+                let watched = self.groups();
+                let group = watched.iter().find(|group| group.ports().any(|one| one == *port));
+                (format!("numbers of port {port} begin anew"), group.map(Subject::group))
             }
             Whose::All => {
-                self.merge = Merge::default();
-                self.configure();
+                *state.merge_mut() = Merge::default();
+                self.unconfigured = true;
+                self.configure(state);
                 self.since = now;
-                "all numbers begin anew".to_owned()
+                ("all numbers begin anew".to_owned(), None)
             }
         };
-        self.event(EventDocument::new(now, "reset", what));
+        self.event(now, "reset", what, subject);
     }
 }
 
 /// The counters that are somebody's; `None` for all.
 pub(crate) fn names(inbounds: &[Inbound], whose: &Whose) -> Option<Vec<CounterName>> {
     let both =
-        |subject: &Subject| Way::ALL.map(|way| CounterName { subject: subject.clone(), way });
+        |subject: &Counted| Way::ALL.map(|way| CounterName { subject: subject.clone(), way });
     match whose {
         Whose::All => None,
-        Whose::User(email) => Some(both(&Subject::User(email.as_str().into())).to_vec()),
+        Whose::User(email) => Some(both(&Counted::User(email.as_str().into())).to_vec()),
         Whose::Port(port) => {
             let of_port = |inbound: &&Inbound| inbound.group.ports().any(|one| one == *port);
             let here: Vec<&Inbound> = inbounds.iter().filter(of_port).collect();
@@ -456,8 +465,8 @@ pub(crate) fn names(inbounds: &[Inbound], whose: &Whose) -> Option<Vec<CounterNa
                 .iter()
                 .flat_map(|inbound| &inbound.users.emails)
                 .filter(|email| !elsewhere.contains(email))
-                .map(|email| Subject::User(Arc::clone(email)));
-            let tags = here.iter().filter_map(|inbound| inbound.tag.clone()).map(Subject::Inbound);
+                .map(|email| Counted::User(Arc::clone(email)));
+            let tags = here.iter().filter_map(|inbound| inbound.tag.clone()).map(Counted::Inbound);
             Some(tags.chain(users).flat_map(|subject| both(&subject)).collect())
         }
     }

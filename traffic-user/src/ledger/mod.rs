@@ -30,7 +30,7 @@ pub use query::Reader;
 pub use store::{Opened, Store};
 pub use tidy::Tidied;
 
-use crate::accounting::usage::Span;
+use crate::accounting::{retention::Retention, usage::Span};
 
 const MINUTES: i64 = 300;
 const HOUR: i64 = 3600;
@@ -76,23 +76,6 @@ impl fmt::Debug for Calendar {
 impl Default for Calendar {
     fn default() -> Self {
         Self::utc()
-    }
-}
-
-/// For how long buckets are kept, seconds; `None` for ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// Those of five minutes.
-    pub minutes: Option<i64>,
-    /// Hours.
-    pub hours: Option<i64>,
-    /// Days. What is let go of these is gone from the totals too.
-    pub days: Option<i64>,
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self { minutes: Some(2 * DAY), hours: Some(60 * DAY), days: None }
     }
 }
 

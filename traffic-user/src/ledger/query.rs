@@ -249,6 +249,40 @@ impl Reader {
         })
     }
 
+    /// The last event of a kind that concerns a subject, or for `None` all of them.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn last_event(
+        &self,
+        kind: &str,
+        subject: Option<&Subject>,
+    ) -> Result<Option<Event>, LedgerError> {
+        self.ask(|db| {
+            let wanted = match subject {
+                Some(subject) => match number(db, subject)? {
+                    Some(number) => Some(number),
+                    None => return Ok(None),
+                },
+                None => None,
+            };
+            db.prepare_cached(
+                "SELECT at, kind, what FROM event WHERE kind = ?1 AND subject IS ?2
+                 ORDER BY at DESC, id DESC LIMIT 1",
+            )?
+            .query_row((kind, wanted), |row| {
+                Ok(Event {
+                    at: i128::from(row.get::<_, i64>(0)?),
+                    kind: row.get(1)?,
+                    subject: subject.cloned(),
+                    what: row.get(2)?,
+                })
+            })
+            .optional()
+        })
+    }
+
     /// Gives what is booked in each bucket that begins in a span, in the order of time, until told to
     /// break. Says how many it gave.
     ///

@@ -314,6 +314,11 @@ fn events_are_kept_in_their_order_with_whom_they_concern() {
     assert_eq!(reader.events(Span::ALL, 10).unwrap(), events);
     assert_eq!(reader.events(Span::ALL, 2).unwrap(), events[1..]);
     assert_eq!(reader.events(span(0, 20), 10).unwrap(), events[..1]);
+    let last = |kind, subject: Option<&Subject>| reader.last_event(kind, subject).unwrap();
+    assert_eq!(last("restarted", None).as_ref(), Some(&events[0]));
+    assert_eq!(last("gap", Some(&user("a@x"))).as_ref(), Some(&events[1]));
+    assert_eq!(last("gap", None), None);
+    assert_eq!(last("gap", Some(&user("b@x"))), None);
 }
 
 #[test]

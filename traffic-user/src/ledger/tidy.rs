@@ -11,7 +11,10 @@ use super::{
     forest::Node,
     rows::{SUM, Sum},
 };
-use crate::accounting::usage::{Level, Span};
+use crate::accounting::{
+    retention::Keep,
+    usage::{Level, Span},
+};
 
 /// Pages that are given back to the file system in one step.
 const PAGES: u32 = 256;
@@ -83,7 +86,9 @@ impl Ledger {
             (Level::Day, retention.days),
         ];
         kept.into_iter().find_map(|(level, kept)| {
-            let oldest = now.saturating_sub(kept?);
+            let Keep::For(kept) = kept else { return None };
+            let kept = i64::try_from(kept.as_secs()).unwrap_or(i64::MAX);
+            let oldest = now.saturating_sub(kept);
             let old = |node: &Node| {
                 node.span.end <= oldest
                     && (node.parent.is_some() || level == Level::Day)

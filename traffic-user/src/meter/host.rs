@@ -51,7 +51,7 @@ pub fn kernel() -> String {
 }
 
 /// First eight bytes of the boot id; another one after each boot.
-pub(super) fn boot_id() -> u64 {
+pub fn boot_id() -> u64 {
     first_eight("/proc/sys/kernel/random/boot_id")
 }
 

@@ -102,13 +102,7 @@ pub(super) fn of_anomaly(at: i128, anomaly: &Anomaly) -> Event {
 pub(super) fn of_payload(at: i128, payload: &PayloadDeltas) -> Vec<Event> {
     let mut events: Vec<_> =
         payload.anomalies.iter().map(|anomaly| of_anomaly(at, anomaly)).collect();
-    let mut causes: Vec<(&Gap, usize)> = Vec::new();
-    for gap in &payload.gaps {
-        match causes.iter_mut().find(|(first, _)| first.cause == gap.cause) {
-            Some((_, count)) => *count += 1,
-            None => causes.push((gap, 1)),
-        }
-    }
+    let causes = payload.causes();
     events.extend(causes.into_iter().map(|(gap, count)| of_gaps(at, gap, count)));
     events
 }

@@ -161,6 +161,16 @@ fn a_fallback_takes_over_and_gives_back_without_a_byte_lost_or_counted_twice() {
 }
 
 #[test]
+fn a_meter_that_hands_over_is_charged_to_its_end_and_the_next_one_from_there() {
+    let mut first = begin(Cursors::default(), 0);
+    charged(&mut first, at("tcx", 7, 10, 100));
+    let mut state = begin(first.cursors(), 100);
+    state.hand_over(at("tcx", 7, 101, 170), at("nft", 1, 101, 40));
+    assert_eq!(taken(&mut state), (70, vec!["meter-changed".into()]));
+    assert_eq!(charged(&mut state, at("nft", 1, 110, 45)), (5, vec![]));
+}
+
+#[test]
 fn a_meter_that_is_silent_for_a_while_goes_on() {
     let mut state = begin(Cursors::default(), 0);
     charged(&mut state, at("tcx", 7, 10, 100));

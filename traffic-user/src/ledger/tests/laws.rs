@@ -1,10 +1,11 @@
 //! What holds for every history.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::accounting::retention::Keep;
 
 #[derive(Clone, Debug)]
 enum What {
@@ -37,7 +38,11 @@ proptest! {
     ) {
         let folder = Folder::new();
         let options = Options {
-            retention: Retention { minutes: Some(DAY / 2), hours: Some(3 * DAY), days: None },
+            retention: Retention {
+                minutes: Keep::For(Duration::from_hours(12)),
+                hours: Keep::For(Duration::from_hours(72)),
+                days: Keep::Forever,
+            },
             // A time zone at half an hour.
             calendar: Calendar::new(|second| {
                 let day = grid(second + 19_800, DAY);

@@ -1,0 +1,214 @@
+//! The ledger on a thread of its own: a disk that is slow or sick never delays a tick.
+//!
+//! One plan is under way at a time. While it is, what is counted stays owed; a plan that could not be
+//! booked comes back and is owed again.
+
+use std::{
+    path::Path,
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    accounting::{
+        tick::{Cursors, Plan, State},
+        usage::Event,
+    },
+    ledger::{LedgerError, Options, Store},
+};
+
+/// How long the end waits for the disk.
+const LAST: Duration = Duration::from_secs(20);
+
+/// What came of a plan.
+enum Outcome {
+    /// It is booked. Gives what happened to the ledger itself.
+    Booked(Vec<Event>),
+    Refused(Box<(Plan, LedgerError)>),
+}
+
+/// Whether what is counted is booked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Everything was booked at the last tick.
+    #[default]
+    Booked,
+    /// Nothing is since this time, seconds of Unix time; why, and what helps.
+    Refused {
+        /// Time of the first plan that was refused.
+        since: i64,
+        /// Why, safe to print.
+        why: String,
+        /// What helps.
+        remedy: String,
+    },
+}
+
+/// The daemon's end of the ledger.
+pub(crate) struct Books {
+    plans: SyncSender<Plan>,
+    outcomes: Receiver<Outcome>,
+    /// Time of the plan that is under way.
+    under_way: Option<i64>,
+    standing: Standing,
+}
+
+impl Books {
+    /// Opens the ledger of a state folder, whose lock the caller holds. Gives what counting goes on
+    /// from, and what is to be known of the ledger. `now` is seconds of Unix time.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be used at all.
+    pub(crate) fn open(
+        folder: &Path,
+        options: Options,
+        now: i64,
+    ) -> Result<(Self, Cursors, Option<Event>)> {
+        let opened = Store::open(folder, options, now).map_err(|error| {
+            let remedy = error.remedy();
+            anyhow::Error::from(error).context(format!(
+                "nothing can be booked\n  remedy: {remedy}, or run with --no-ledger"
+            ))
+        })?;
+        let event = opened.set_aside.map(|(place, error)| {
+            let what = format!("{error}: set aside as {}, and a new one is begun", place.display());
+            tracing::error!("{what}");
+            Event {
+                at: i128::from(now) * 1_000_000_000,
+                kind: "ledger-damaged".to_owned(),
+                subject: None,
+                what,
+            }
+        });
+        let (plans, to_book) = sync_channel::<Plan>(1);
+        let (told, outcomes) = sync_channel(1);
+        let mut store = opened.store;
+        thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn(move || {
+                for plan in to_book {
+                    let now = plan.at;
+                    let outcome = match store.commit(&plan) {
+                        Ok(news) => Outcome::Booked(news),
+                        Err(error) => Outcome::Refused(Box::new((plan, error))),
+                    };
+                    let booked = matches!(outcome, Outcome::Booked(_));
+                    if told.send(outcome).is_err() {
+                        return;
+                    }
+                    if booked && let Err(error) = store.tidy(now) {
+                        tracing::warn!(
+                            error = format!("{:#}", anyhow::Error::from(error)),
+                            "the ledger is not tidied up"
+                        );
+                    }
+                }
+            })
+            .context("cannot start the ledger's thread")?;
+        let books = Self { plans, outcomes, under_way: None, standing: Standing::default() };
+        Ok((books, opened.cursors, event))
+    }
+
+    /// Books what is owed, unless the last plan is still under way.
+    pub(super) fn book(&mut self, state: &mut State, now: i64) {
+        match self.outcomes.try_recv() {
+            Ok(outcome) => self.take(outcome, state),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
+        }
+        if self.under_way.is_none() {
+            self.send(state, now);
+        }
+    }
+
+    /// Books what is owed and waits for it.
+    pub(super) fn close(&mut self, state: &mut State, now: i64) {
+        if !self.wait(state) {
+            return;
+        }
+        self.send(state, now);
+        self.wait(state);
+        if let Standing::Refused { since, .. } = &self.standing {
+            tracing::error!(since, "what was counted since then is not booked, and is lost");
+        }
+    }
+
+    /// Whether what is counted is booked.
+    pub(super) fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    fn send(&mut self, state: &mut State, now: i64) {
+        let plan = state.plan(now);
+        self.under_way = Some(now);
+        if let Err(error) = self.plans.send(plan) {
+            // Its thread has ended, which it does not do.
+            self.under_way = None;
+            state.take_back(error.0);
+            let why = "the ledger's thread has ended".to_owned();
+            self.refused(now, why, "start the daemon again".to_owned());
+        }
+    }
+
+    /// Waits for the plan that is under way. Says whether it came back.
+    fn wait(&mut self, state: &mut State) -> bool {
+        if self.under_way.is_none() {
+            return true;
+        }
+        match self.outcomes.recv_timeout(LAST) {
+            Ok(outcome) => {
+                self.take(outcome, state);
+                true
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                tracing::error!("the ledger does not answer: the last plan may not be booked");
+                false
+            }
+        }
+    }
+
+    fn take(&mut self, outcome: Outcome, state: &mut State) {
+        let at = self.under_way.take().unwrap_or_default();
+        match outcome {
+            Outcome::Booked(news) => {
+                for event in news {
+                    tracing::error!("{}", event.what);
+                }
+                if let Standing::Refused { since, .. } = std::mem::take(&mut self.standing) {
+                    tracing::info!(since, "the ledger is written again: everything is booked");
+                    state.note(Event {
+                        at: i128::from(at) * 1_000_000_000,
+                        kind: "late".to_owned(),
+                        subject: None,
+                        what: format!("what was counted for {} s was booked at once", at - since),
+                    });
+                }
+            }
+            Outcome::Refused(refused) => {
+                let (plan, error) = *refused;
+                state.take_back(plan);
+                let remedy = error.remedy();
+                self.refused(at, format!("{:#}", anyhow::Error::from(error)), remedy);
+            }
+        }
+    }
+
+    /// Says it once for each reason.
+    fn refused(&mut self, at: i64, why: String, remedy: String) {
+        let (since, known) = match &self.standing {
+            Standing::Refused { since, why: known, .. } => (*since, *known == why),
+            Standing::Booked => (at, false),
+        };
+        if !known {
+            tracing::error!(
+                error = why,
+                remedy,
+                "nothing is booked: counting goes on, and is kept in memory"
+            );
+        }
+        self.standing = Standing::Refused { since, why, remedy };
+    }
+}
