@@ -236,6 +236,8 @@ fn without_the_right_to_load_programs_rules_count_and_doctor_says_why() {
         let why = document["passed_over"][hook].as_str().expect("a reason");
         assert!(why.contains("CAP_BPF"), "{hook}: {why}");
     }
+    let said = daemon.messages();
+    assert!(said.contains("eBPF cannot run here") && said.contains("l3-skb"), "{said}");
     lab.send(false, 5000, 2);
     assert_eq!(port(&daemon.fresh().0, "5000"), Traffic::input(2 * DATAGRAM4, 2));
     daemon.stop();

@@ -313,7 +313,7 @@ fn the_unit_has_the_capabilities_that_are_asked_for_and_no_others() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"), Tool("setpriv"));
     let (site, pair, unit) = (Site::new(), Pair::new(), unit());
     let all = capabilities(&unit);
-    let args = ["--ports", "5000/udp", "--count", "1"];
+    let args = ["--ports", "5000/udp", "--count", "1", "--meter", "tcx"];
     for left_out in &all {
         let rest: Vec<&str> = all.iter().copied().filter(|name| name != left_out).collect();
         let run = through(&pair.host, &rights(&rest), &command(&site, &pair, &args));

@@ -211,7 +211,14 @@ impl Source {
         }
         for kind in [MeterKind::Nft, MeterKind::Iptables] {
             match Self::start(kind, options, groups) {
-                Ok(source) => return Ok((source, reasons)),
+                Ok(source) => {
+                    tracing::warn!(
+                        meter = kind.name(),
+                        why = reasons.first().map(|(_, why)| why.as_str()),
+                        "eBPF cannot run here: rules count, in socket buffers and not as on the wire (l3-skb)"
+                    );
+                    return Ok((source, reasons));
+                }
                 Err(error) if rules_out(&error) => reasons.push((kind, chain(&error))),
                 Err(error) => return Err(error),
             }

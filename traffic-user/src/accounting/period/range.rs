@@ -243,7 +243,7 @@ fn moment(
         return Err(absent(format!("in {name} the clock was put from {before} to {after} there")));
     }
     // A time that comes twice begins with the first and ends with the second.
-    let earlier = ambiguous.clone().earlier().map(Timestamp::as_second);
+    let earlier = ambiguous.earlier().map(Timestamp::as_second);
     let later = ambiguous.later().map(Timestamp::as_second);
     match (earlier, later) {
         (Ok(from), Ok(until)) if from >= LIMITS.0 && until <= LIMITS.1 => {
