@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             let remedy =
                 error.chain().find_map(|cause| match cause.downcast_ref::<LedgerError>() {
                     Some(ledger) => Some(ledger.remedy()),
-                    None => cause.downcast_ref::<MeterError>()?.remedy().map(Into::into),
+                    None => cause.downcast_ref::<MeterError>()?.remedy(),
                 });
             if let Some(remedy) = remedy {
                 eprintln!("  remedy: {remedy}");
