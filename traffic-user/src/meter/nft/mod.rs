@@ -136,13 +136,18 @@ impl NftMeter {
     ///
     /// # Errors
     ///
-    /// [`MeterError::Tool`], [`MeterError::ForeignRules`]; the rules are as they were then.
+    /// [`MeterError::Tool`], and [`MeterError::ForeignRules`] when somebody put something into our table;
+    /// the rules are as they were then.
     pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
         let to = self.about.watching(groups);
         if to == self.about {
             return Ok(());
         }
         self.check()?;
+        // A chain that is written anew would lose what somebody put into it.
+        if let Some(found) = self.kernel.table()? {
+            not_foreign(&found)?;
+        }
         // A repair begins an epoch with other entries.
         let to = self.about.watching(groups);
         let (script, size) = ruleset::change(&self.about, &to, self.size);
