@@ -5,7 +5,7 @@ mod failing;
 mod others;
 mod traps;
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Instant};
 
 use traffic_tests::{
     device::{Device, veth},
@@ -311,5 +311,27 @@ fn only_what_multi_v2ray_left_is_removed() {
         assert!(found.iter().all(|rule| rule.port == 80 && rule.opens.is_none()));
         let said = site.here.ns.run(|| iptables::remove_foreign(&found)).expect("remove");
         assert_eq!((said.len(), site.rules()), (4, admin));
+    }
+}
+
+#[test]
+fn a_thousand_groups_are_set_and_read_as_they_are() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    let list: Vec<_> = (10_000..11_000).map(|port| port.to_string()).collect();
+    for site in Site::both() {
+        let before = site.rules();
+        let begin = Instant::now();
+        let mut meter = site.start(&list.join(","), false).expect("start");
+        let set = begin.elapsed();
+        site.exchange(true, 10_999, 2);
+        let begin = Instant::now();
+        let snapshot = site.read(&mut meter);
+        let name = site.backend.name();
+        eprintln!("1,000 groups ({name}): set in {set:?}, read in {:?}", begin.elapsed());
+        assert_eq!(snapshot.groups.len(), 1000);
+        assert_eq!(lane(&snapshot, "10999", Lane::Udp6), exchanged(true, 2));
+        assert_eq!(snapshot.total(), exchanged(true, 2));
+        site.drop(meter);
+        assert_eq!(site.rules(), before);
     }
 }
