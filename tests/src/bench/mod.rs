@@ -185,7 +185,7 @@ impl Plan {
     /// Rounds of a way under a load.
     fn rounds_of(&self, way: Way, load: Load) -> u32 {
         let slow = match way {
-            Way::IptablesNft | Way::IptablesLegacy => load.ports > 100,
+            Way::IptablesNft | Way::IptablesLegacy | Way::IptablesMeter => load.ports > 100,
             Way::NftMeter => load.ports > 1000,
             _ => false,
         };

@@ -27,7 +27,7 @@ const STEP: u32 = 64;
 const MOST_PACKETS: f64 = (1 << 20) as f64;
 
 /// Ways that can be put in place and taken away in one namespace.
-const INTERLEAVED: [Way; 10] = [
+const INTERLEAVED: [Way; 11] = [
     Way::None,
     Way::NoneAgain,
     Way::Empty,
@@ -35,6 +35,7 @@ const INTERLEAVED: [Way; 10] = [
     Way::Tc,
     Way::Cgroup,
     Way::NftMeter,
+    Way::IptablesMeter,
     Way::NftRule,
     Way::NftSet,
     Way::IptablesNft,
@@ -279,7 +280,7 @@ fn report(plan: &Plan, rounds: &Rounds<Cell>) -> Section {
     let constant: Vec<Way> = shown
         .iter()
         .copied()
-        .filter(|way| !matches!(way, Way::IptablesNft | Way::IptablesLegacy))
+        .filter(|way| !matches!(way, Way::IptablesNft | Way::IptablesLegacy | Way::IptablesMeter))
         .collect();
     let json = loads
         .iter()

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use traffic_user::meter::{
     ebpf::{EbpfMeter, Hook},
+    iptables::IptablesMeter,
     nft::NftMeter,
 };
 
@@ -42,6 +43,10 @@ enum Way {
     NftMeter,
     /// No reading, but beside it: setting the rules of our nft meter.
     NftStart,
+    /// A whole snapshot of our iptables meter.
+    IptablesMeter,
+    /// No reading, but beside it: setting the rules of our iptables meter.
+    IptablesStart,
     /// `nft -j list` of a set with counters.
     NftSet,
     /// `iptables-nft-save -c`.
@@ -51,11 +56,13 @@ enum Way {
 }
 
 impl Way {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Sums,
         Self::Snapshot,
         Self::NftMeter,
         Self::NftStart,
+        Self::IptablesMeter,
+        Self::IptablesStart,
         Self::NftSet,
         Self::IptablesNft,
         Self::IptablesLegacy,
@@ -67,6 +74,8 @@ impl Way {
             Self::Snapshot => "traffic, a whole snapshot",
             Self::NftMeter => "traffic with nft, a whole snapshot",
             Self::NftStart => "traffic with nft, setting its rules",
+            Self::IptablesMeter => "traffic with iptables, a whole snapshot",
+            Self::IptablesStart => "traffic with iptables, setting its rules",
             Self::NftSet => "nft -j list set",
             Self::IptablesNft => "iptables-nft-save -c",
             Self::IptablesLegacy => "iptables-legacy-save -c",
@@ -85,6 +94,9 @@ pub(super) fn measure(plan: &Plan) -> Result<Section> {
         NetNs::new()
             .run(|| nft_meter(plan, ports, &mut rounds))
             .with_context(|| format!("count {ports} ports with nft"))?;
+        NetNs::new()
+            .run(|| iptables_meter(plan, ports, &mut rounds))
+            .with_context(|| format!("count {ports} ports with iptables"))?;
         listed(plan, ports, &mut rounds).with_context(|| format!("list rules of {ports} ports"))?;
     }
     Ok(report(&rounds))
@@ -146,6 +158,22 @@ fn nft_meter(plan: &Plan, count: u16, rounds: &mut Rounds<Cell>) -> Result<()> {
             Ok(())
         })?;
         rounds.record((Way::NftMeter, count), round, reading);
+    }
+    Ok(())
+}
+
+fn iptables_meter(plan: &Plan, count: u16, rounds: &mut Rounds<Cell>) -> Result<()> {
+    let groups = ways::groups(&ports(count))?;
+    for round in 0..plan.listing_rounds {
+        let begin = Instant::now();
+        let mut meter = IptablesMeter::start(&groups, false)?;
+        rounds.record((Way::IptablesStart, count), round, begin.elapsed().as_secs_f64() * 1e6);
+        let reading = repeated(plan.reading_time, || {
+            let snapshot = meter.read()?;
+            ensure!(snapshot.groups.len() == usize::from(count), "groups are missing");
+            Ok(())
+        })?;
+        rounds.record((Way::IptablesMeter, count), round, reading);
     }
     Ok(())
 }
@@ -234,6 +262,7 @@ fn report(rounds: &Rounds<Cell>) -> Section {
     let fallback = [
         ("our nft rules: reading 1,024 groups takes at most 50 ms", Way::NftMeter, 50.0),
         ("our nft rules: setting 1,024 groups takes at most 300 ms", Way::NftStart, 300.0),
+        ("our iptables rules: setting 1,024 groups takes at most 1 s", Way::IptablesStart, 1000.0),
     ];
     let fallback = fallback.into_iter().filter_map(|(promise, way, limit)| {
         let milliseconds = rounds.of(&(way, 1024))?.median / 1000.0;

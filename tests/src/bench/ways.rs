@@ -7,6 +7,7 @@ use traffic_user::{
     accounting::ident::{Group, Groups, Transport},
     meter::{
         ebpf::{EbpfMeter, Hook, Options},
+        iptables::IptablesMeter,
         nft::NftMeter,
     },
 };
@@ -34,6 +35,8 @@ pub(super) enum Way {
     Cgroup,
     /// Ours with nftables rules.
     NftMeter,
+    /// Ours with iptables rules, in the back end nft, which can be taken away again.
+    IptablesMeter,
     /// One nftables rule with a counter, for one of the ports.
     NftRule,
     /// An nftables set with a counter for each port.
@@ -56,6 +59,7 @@ impl Way {
             Self::Tc => "traffic at tc (clsact)",
             Self::Cgroup => "traffic at a cgroup",
             Self::NftMeter => "traffic with nft",
+            Self::IptablesMeter => "traffic with iptables",
             Self::NftRule => "nft, a single rule",
             Self::NftSet => "nft, a set with counters",
             Self::IptablesNft => "iptables-nft",
@@ -80,6 +84,12 @@ impl Way {
             Self::NftMeter => {
                 Ok(Installed::OursNft(Box::new(NftMeter::start(&groups(ports)?, false)?)))
             }
+            Self::IptablesMeter => {
+                // Where the host's rules are, there are ours.
+                lab::run(&["iptables-nft-restore"], "*filter\n:BENCH - [0:0]\nCOMMIT\n")?;
+                let meter = IptablesMeter::start(&groups(ports)?, false)?;
+                Ok(Installed::OursIptables(Box::new(meter)))
+            }
             Self::NftRule => nft(rules::nft_rule(ports.last().copied().unwrap_or(1))),
             Self::NftSet => nft(rules::nft_set(ports)),
             Self::IptablesNft => iptables("nft", ports),
@@ -99,6 +109,8 @@ pub(super) enum Installed {
     Ours(Box<EbpfMeter>),
     /// Ours, with its table.
     OursNft(Box<NftMeter>),
+    /// Ours, with its chains.
+    OursIptables(Box<IptablesMeter>),
     /// A table.
     Nft,
     /// Rules of this back end.
@@ -120,6 +132,10 @@ impl Installed {
                 let total = meter.read()?.total();
                 Ok(Some((total.input_packets, total.input_bytes)))
             }
+            Self::OursIptables(meter) => {
+                let total = meter.read()?.total();
+                Ok(Some((total.input_packets, total.input_bytes)))
+            }
             Self::Nft => {
                 let text = lab::run(&["nft", "-j", "list", "ruleset"], "")?;
                 Ok(Some(rules::nft_counted(&serde_json::from_str(&text)?)))
@@ -136,6 +152,11 @@ impl Installed {
     pub(super) fn remove(self) -> Result<()> {
         match self {
             Self::Nothing | Self::Links { .. } | Self::Ours(_) | Self::OursNft(_) => {}
+            Self::OursIptables(meter) => {
+                drop(meter);
+                // The chains that iptables itself has made would stay at their hooks.
+                lab::run(&["nft", "flush", "ruleset"], "")?;
+            }
             Self::Nft | Self::Iptables("nft") => {
                 lab::run(&["nft", "flush", "ruleset"], "")?;
             }

@@ -1,9 +1,11 @@
 //! The meter `iptables` with the real programs: both back ends, both families.
 
-use std::{
-    env, fs,
-    process::{Command, Stdio},
-};
+mod exact;
+mod failing;
+mod others;
+mod traps;
+
+use std::{process::Stdio, time::Instant};
 
 use traffic_tests::{
     device::{Device, veth},
@@ -48,6 +50,11 @@ impl Site {
 
     fn both() -> [Self; 2] {
         Backend::ALL.map(Self::new)
+    }
+
+    /// All rules of all tables of this back end, with their counters.
+    fn listed(&self) -> String {
+        ["iptables", "ip6tables"].map(|tool| listed(&self.here.ns, tool, self.backend)).concat()
     }
 
     fn name(&self, tool: &str, end: &str) -> String {
@@ -116,6 +123,18 @@ impl Site {
             }
         }
     }
+}
+
+/// All rules of one program, with their counters. Those of policies are left out where each change of
+/// anything by `iptables-legacy`, whoever makes it, sets them back.
+fn listed(ns: &NetNs, tool: &str, backend: Backend) -> String {
+    let save = ns.sh(&[&format!("{tool}-{}-save", backend.name()), "-c"]);
+    let lines = save.lines().filter(|line| !line.starts_with('#'));
+    let lines = lines.map(|line| match (backend, line.split_once(" [")) {
+        (Backend::Legacy, Some((policy, _))) if line.starts_with(':') => policy,
+        _ => line,
+    });
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 fn parse(groups: &str) -> Groups {
@@ -296,31 +315,23 @@ fn only_what_multi_v2ray_left_is_removed() {
 }
 
 #[test]
-fn a_lock_that_somebody_holds_is_waited_for_and_no_longer() {
-    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"));
-    // The lock's place is of a whole process: this test runs again in one with a lock of its own.
-    let Some(path) = env::var_os("XTABLES_LOCKFILE") else {
-        let folder = env::temp_dir().join(format!("traffic-xtables-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("make a folder");
-        let name = "iptables::a_lock_that_somebody_holds_is_waited_for_and_no_longer";
-        let output = Command::new(env::current_exe().expect("our own path"))
-            .args(["--exact", name, "--nocapture"])
-            .env("XTABLES_LOCKFILE", folder.join("lock"))
-            .output()
-            .expect("run this test again");
-        fs::remove_dir_all(&folder).expect("remove a folder");
-        let said = String::from_utf8_lossy(&output.stdout);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}{error}");
-        return;
-    };
-    let site = Site::new(Backend::Legacy);
-    let before = site.rules();
-    let file = fs::OpenOptions::new().read(true).open(path).expect("the lock");
-    let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive);
-    let held = held.map_err(|(_, error)| error).expect("take the lock");
-    let error = site.start("443", false).err();
-    drop(held);
-    assert!(matches!(error, Some(MeterError::Locked { seconds: 5, .. })), "{error:?}");
-    assert_eq!(site.rules(), before);
+fn a_thousand_groups_are_set_and_read_as_they_are() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    let list: Vec<_> = (10_000..11_000).map(|port| port.to_string()).collect();
+    for site in Site::both() {
+        let before = site.rules();
+        let begin = Instant::now();
+        let mut meter = site.start(&list.join(","), false).expect("start");
+        let set = begin.elapsed();
+        site.exchange(true, 10_999, 2);
+        let begin = Instant::now();
+        let snapshot = site.read(&mut meter);
+        let name = site.backend.name();
+        eprintln!("1,000 groups ({name}): set in {set:?}, read in {:?}", begin.elapsed());
+        assert_eq!(snapshot.groups.len(), 1000);
+        assert_eq!(lane(&snapshot, "10999", Lane::Udp6), exchanged(true, 2));
+        assert_eq!(snapshot.total(), exchanged(true, 2));
+        site.drop(meter);
+        assert_eq!(site.rules(), before);
+    }
 }

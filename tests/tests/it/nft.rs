@@ -366,6 +366,30 @@ fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
     assert_eq!(host.rules(), before);
 }
 
+#[test]
+fn a_rule_that_somebody_put_among_ours_is_never_flushed() {
+    need!(Root, Netns, Tool("ip"), Tool("nft"));
+    let mut host = Host::new();
+    host.start("5000", false);
+    host.exchange(5000, 2);
+    let epoch = host.read().epoch;
+    host.here.ns.nft("add rule inet traffic input udp dport 5000 counter comment \"mine\"");
+    host.exchange(5000, 1);
+    let before = host.rules();
+    // Few ports fit into the maps as they are; many need others, and the chains written anew.
+    for list in ["5000,6000", "5000,20000-40000"] {
+        let meter = host.meter.as_mut().expect("a meter");
+        let error = host.here.ns.run(|| meter.watch(&groups(list))).err();
+        assert!(matches!(error, Some(MeterError::ForeignRules { .. })), "{list}: {error:?}");
+        assert_eq!(host.rules(), before, "{list}");
+    }
+    // What is there goes on.
+    host.exchange(5000, 1);
+    let snapshot = host.read();
+    assert_eq!((snapshot.epoch, of(&snapshot, "5000")), (epoch, both_ways(400, 4)));
+    host.here.ns.nft("flush chain inet traffic input");
+}
+
 /// Some rules of somebody, at the hooks where ours are and elsewhere.
 fn foreign_rules() -> impl Strategy<Value = String> {
     let rule = prop_oneof![

@@ -136,13 +136,18 @@ impl NftMeter {
     ///
     /// # Errors
     ///
-    /// [`MeterError::Tool`], [`MeterError::ForeignRules`]; the rules are as they were then.
+    /// [`MeterError::Tool`], and [`MeterError::ForeignRules`] when somebody put something into our table;
+    /// the rules are as they were then.
     pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
         let to = self.about.watching(groups);
         if to == self.about {
             return Ok(());
         }
         self.check()?;
+        // A chain that is written anew would lose what somebody put into it.
+        if let Some(found) = self.kernel.table()? {
+            not_foreign(&found)?;
+        }
         // A repair begins an epoch with other entries.
         let to = self.about.watching(groups);
         let (script, size) = ruleset::change(&self.about, &to, self.size);
@@ -166,8 +171,10 @@ impl NftMeter {
     /// [`MeterError::Netlink`], and what putting back fails with.
     pub fn read(&mut self) -> Result<Snapshot, MeterError> {
         let begin = now();
-        self.check()?;
-        let mut counts = read(&mut self.kernel)?;
+        let mut counts = match self.check()? {
+            Some(counts) => counts,
+            None => read(&mut self.kernel)?,
+        };
         let lost = self.set_back(&counts);
         if lost > 0 {
             let words = vec![format!("{lost} counters were set back or removed")];
@@ -191,23 +198,25 @@ impl NftMeter {
     }
 
     /// Looks whether ours are all there, if anybody changed any rule of the host since the last look.
-    fn check(&mut self) -> Result<(), MeterError> {
+    /// Gives the counters where they were listed on the way.
+    fn check(&mut self) -> Result<Option<Counts>, MeterError> {
         let generation = self.kernel.generation()?;
         if self.whole == Some(generation) {
-            return Ok(());
+            return Ok(None);
         }
         let found = self.kernel.table()?;
         let wanted = ruleset::wanted(&self.about, self.size);
         let lost = ruleset::lost(&wanted, found.as_ref());
         if lost.is_empty() {
-            self.whole = found.map(|found| found.generation);
-            return Ok(());
+            self.whole = found.as_ref().map(|found| found.generation);
+            return Ok(found.as_ref().map(counts));
         }
         if let Some(found) = &found {
             not_foreign(found)?;
         }
         let counts = found.as_ref().map(counts).unwrap_or_default();
-        self.put_back(lost, &counts)
+        self.put_back(lost, &counts)?;
+        Ok(None)
     }
 
     /// Puts the whole table back and begins another epoch. What the counters that are left have
