@@ -317,8 +317,12 @@ fn the_verb_shows_ports_users_and_totals_in_every_form() {
         assert_eq!(total["total"]["input_bytes"], 2 * DATAGRAM6, "{meter}");
         let four = iptables(&site, &lab, &["--ipv4", "--json"]).json();
         assert_eq!(port(&four, "8080"), Traffic::default(), "{meter}");
-        let users = iptables(&site, &lab, &["user", "--json", "--no-proxy"]);
-        assert_eq!(users.code, Some(2), "{meter}: without a proxy nobody is known");
+        let users = iptables(&site, &lab, &["user", "--json", "--no-proxy"]).json();
+        keeps_to("iptables", &users);
+        let web = &users["users"][0];
+        assert_eq!((&web["group"], &web["split"]), (&"web".into(), &"together".into()), "{meter}");
+        assert_eq!(web["input_bytes"], 3 * DATAGRAM4, "{meter}: {web}");
+        assert_eq!(web["users"], serde_json::json!([]), "{meter}: without a proxy nobody is known");
         let csv = iptables(&site, &lab, &["port", "--csv"]).stdout;
         let line = format!("5000,\"udp\",\"web\",{},0,3,0", 3 * DATAGRAM4);
         assert_eq!(csv.lines().nth(1), Some(line.as_str()), "{meter}: {csv}");

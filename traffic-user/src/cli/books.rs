@@ -130,7 +130,7 @@ impl Books {
         Ok(if open { Span { begin: self.extent.begin.min(span.end), ..span } } else { span })
     }
 
-    /// Whose numbers are wanted: the host's where nothing was said.
+    /// Whose numbers are wanted: the host's where nothing was said, or of all groups where it was never measured.
     pub(super) fn whose(&self, whose: &Whose) -> Result<Vec<Who>> {
         if let Some(email) = &whose.user {
             let found =
@@ -154,6 +154,14 @@ impl Books {
             return self.known(SubjectKind::Group, &format!("group `{}`", shown(name)), found);
         }
         let subject = if whose.relay { Subject::Relay } else { Subject::Host };
+        // Rules see no more than their ports: where nothing else ever counted, all groups are all there is.
+        if !whose.relay && self.reader.subjects(Some(SubjectKind::Host))?.is_empty() {
+            let groups = self.reader.subjects(Some(SubjectKind::Group))?;
+            if !groups.is_empty() {
+                let who = |known: Known| Who { subject: known.subject, name: known.name };
+                return Ok(groups.into_iter().map(who).collect());
+            }
+        }
         Ok(vec![Who { subject, name: None }])
     }
 

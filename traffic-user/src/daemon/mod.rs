@@ -457,8 +457,8 @@ impl Counting {
         let snapshot = meter.read()?;
         let at = snapshot.window.end;
         for loss in meter.losses() {
-            tracing::warn!(meter = snapshot.meter, "{loss}");
-            let what = format!("{}: {loss}", snapshot.meter);
+            let what = format!("{}: rules were gone and are put back: {loss}", snapshot.meter);
+            tracing::warn!("{what}");
             self.state.note(Event { at, kind: "rules-lost".to_owned(), subject: None, what });
         }
         let poll = proxy.as_mut().and_then(|proxy| {

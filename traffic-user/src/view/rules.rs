@@ -97,6 +97,19 @@ fn rows(group: &GroupDocument, told: bool) -> Vec<UserRow> {
     rows
 }
 
+/// The kernel bytes of each group where no proxy says who its users are.
+pub fn by_nobody(report: &RulesReport) -> Vec<UserRow> {
+    let row = |line: Line<'_>| UserRow {
+        users: Vec::new(),
+        ports: line.key,
+        group: line.group.map(str::to_owned),
+        input_bytes: line.traffic.input_bytes,
+        output_bytes: line.traffic.output_bytes,
+        split: Split::Together,
+    };
+    lines(report).into_iter().map(row).collect()
+}
+
 #[derive(Serialize)]
 struct Head<'a> {
     jsonversion: &'static str,
@@ -213,19 +226,20 @@ pub fn total_json(report: &RulesReport) -> serde_json::Result<String> {
 /// # Errors
 ///
 /// None in practice.
-pub fn users_json(document: &Document, rows: &[UserRow]) -> serde_json::Result<String> {
-    let unknown = "unknown";
-    let head = Head {
-        jsonversion: JSON_VERSION,
-        taken_at: document.taken_at.clone(),
-        host: &document.host,
-        meter: document.meter.as_deref().unwrap_or(unknown),
-        layer: document.layer.as_deref().unwrap_or(unknown),
-        epoch: document.epoch.clone(),
-        since: document.since.clone(),
-        coverage: &document.coverage,
-        family: "both",
-    };
+pub fn users_json(
+    report: &RulesReport,
+    merged: Option<&Document>,
+    rows: &[UserRow],
+) -> serde_json::Result<String> {
+    let mut head = head(report);
+    if let Some(document) = merged {
+        // The numbers of a merge begin with it, and so do its epochs.
+        head.taken_at.clone_from(&document.taken_at);
+        head.epoch.clone_from(&document.epoch);
+        head.since.clone_from(&document.since);
+        head.coverage = &document.coverage;
+        return serde_json::to_string(&UsersJson { head, users: rows });
+    }
     serde_json::to_string(&UsersJson { head, users: rows })
 }
 

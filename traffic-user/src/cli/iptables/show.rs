@@ -91,13 +91,25 @@ fn users(common: &Common, args: &Args) -> Result<String> {
             "the proxy does not say over which version of IP a user came, so his share of one cannot be told\n  remedy: leave --ipv4 and --ipv6 out, or see `traffic iptables port`"
         );
     }
-    let document = stats::of_rules(common, &args.proxy)?;
-    if document.layer.as_deref() != Some(Layer::L3Skb.name()) {
+    let Some(snapshot) = meter::rules_installed()? else {
         bail!("{NO_RULES}");
-    }
-    let rows = rules::by_user(&document);
+    };
+    let document = match stats::of_rules(common, &args.proxy) {
+        // A daemon that counts with eBPF knows nothing of these rules.
+        Ok(document) if document.layer.as_deref() == Some(Layer::L3Skb.name()) => Some(document),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::warn!("who moved what is not known: {error:#}");
+            None
+        }
+    };
+    let report = RulesReport { host: host(), snapshot, family: None };
+    let rows = match &document {
+        Some(document) => rules::by_user(document),
+        None => rules::by_nobody(&report),
+    };
     Ok(match (common.json, args.csv, args.txt) {
-        (true, ..) => format!("{}\n", rules::users_json(&document, &rows)?),
+        (true, ..) => format!("{}\n", rules::users_json(&report, document.as_ref(), &rows)?),
         (_, true, _) => rules::users_csv(&rows)?,
         (_, _, true) => rules::users_txt(&rows),
         _ => rules::users_table(&rows),

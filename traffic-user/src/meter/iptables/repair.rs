@@ -171,8 +171,7 @@ impl IptablesMeter {
             self.known.retain(|known| known.watched);
         }
         for said in damages.into_iter().flat_map(|damage| damage.said) {
-            tracing::warn!(lost = said, new_epoch = ends, "iptables rules were put back");
-            self.losses.push(format!("{said}; it was put back"));
+            self.losses.push(said);
         }
         Ok(true)
     }

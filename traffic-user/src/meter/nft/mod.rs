@@ -235,7 +235,6 @@ impl NftMeter {
         let size = ruleset::size_for(&about);
         let script = ruleset::script(&about, size, &begin);
         apply(&self.tool, "put the nft rules back", &script)?;
-        tracing::warn!(lost = lost.join(", "), "nft rules were gone and are put back");
         self.about = about;
         self.size = size;
         self.whole = None;
