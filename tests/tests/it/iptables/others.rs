@@ -18,7 +18,7 @@ fn rule() -> impl Strategy<Value = String> {
     let port = prop_oneof![Just(22), Just(443), Just(5000), 1u16..u16::MAX];
     let what = prop_oneof![
         port.clone().prop_map(|port| format!("-p udp -m udp --dport {port}")),
-        port.clone().prop_map(|port| format!("-p tcp -m tcp --sport {port}")),
+        port.prop_map(|port| format!("-p tcp -m tcp --sport {port}")),
         (1u16..1000, 1000u16..u16::MAX)
             .prop_map(|(a, b)| format!("-p udp -m multiport --dports {a},{b},22:500")),
         Just("-m comment --comment \"traffic v=1 \\\"x\\\" of an admin\"".to_owned()),

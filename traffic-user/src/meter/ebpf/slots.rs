@@ -99,7 +99,7 @@ impl Slots {
     /// The table that leads each watched port to its slot, plus one.
     pub(super) fn port_table(&self) -> Box<[u16]> {
         let mut table = vec![0u16; PORT_SLOTS].into_boxed_slice();
-        for (slot, value) in self.used.iter().zip(1u16..).filter(|(slot, _)| slot.watched) {
+        for (slot, value) in self.used.iter().zip(1..=u16::MAX).filter(|(slot, _)| slot.watched) {
             let transport = slot.group.transport();
             for port in slot.group.ports() {
                 if transport.tcp() {
