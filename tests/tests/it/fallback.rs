@@ -14,6 +14,10 @@ use traffic_tests::{
     leaks, load, need,
     netns::NetNs,
 };
+use traffic_user::{
+    accounting::{subject::Subject, usage::Span},
+    ledger::Reader,
+};
 
 use crate::cli::keeps_to;
 
@@ -291,6 +295,25 @@ fn one_meter_takes_over_from_another_and_no_packet_is_in_both() {
         site.run(&lab.host, &["clean"]);
         leaks::nothing(&lab.host, &site.pins);
         assert_eq!(lab.rules(), before, "{meter}");
+
+        // Each packet is booked once, in the layer of the meter that had it; the seams are events.
+        let reader = Reader::open(&site.state).expect("open the ledger").expect("a ledger");
+        let group = Subject::group(&"5000/udp".parse().expect("a group"));
+        let mut booked: Vec<_> = reader
+            .totals(&group)
+            .expect("ask the ledger")
+            .iter()
+            .map(|usage| (usage.layer.name(), usage.traffic.input_packets))
+            .collect();
+        booked.sort_unstable();
+        assert_eq!(booked, [("l3", 2), ("l3-skb", 3 + 1)], "{meter}");
+        let seams: Vec<_> = reader
+            .events(Span::ALL, usize::MAX)
+            .expect("ask the ledger")
+            .into_iter()
+            .filter(|event| event.kind == "meter-changed")
+            .collect();
+        assert_eq!(seams.len(), 2, "{meter}: {seams:?}");
     }
 }
 

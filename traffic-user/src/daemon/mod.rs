@@ -451,8 +451,15 @@ impl Counting {
 
     /// Reads the kernel's meter, merges what it says, and books it.
     fn tick(&mut self, meter: &mut Meter, mut proxy: Option<&mut Proxy>) -> Result<()> {
-        if let Some(Handover { last, baseline }) = meter.handover() {
-            self.state.hand_over(last, baseline);
+        match meter.take_over() {
+            Ok(None) => {}
+            Ok(Some(Handover { last, baseline })) => {
+                self.state.hand_over(last, baseline);
+            }
+            Err(error) => tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "what another meter was left to count goes on beside this one"
+            ),
         }
         let snapshot = meter.read()?;
         let at = snapshot.window.end;

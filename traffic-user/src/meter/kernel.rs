@@ -45,7 +45,8 @@ impl Options {
 pub struct Meter {
     source: Source,
     passed_over: Reasons,
-    handover: Option<Handover>,
+    /// Folder of the pins, as long as what another kind of meter left to count may be there.
+    pins: Option<PathBuf>,
 }
 
 /// Adding a source makes the compiler list every place to think about.
@@ -59,9 +60,6 @@ impl Meter {
     /// Begins, or with `persist` goes on, to count `groups`; on devices only once
     /// [`count_on`](Self::count_on) names them.
     ///
-    /// With `persist`, what another kind of meter of ours was left to count until now is taken off,
-    /// after it was read together with this one: see [`handover`](Self::handover).
-    ///
     /// # Errors
     ///
     /// With `auto`, whatever a meter that could work has against it; where none can, all reasons
@@ -71,17 +69,8 @@ impl Meter {
             Some(kind) => (Source::start(kind, options, groups)?, Vec::new()),
             None => Source::best(options, groups)?,
         };
-        let mut meter = Self { source, passed_over, handover: None };
-        if options.persist {
-            match takeover::take_over(&mut meter, options) {
-                Ok(handover) => meter.handover = handover,
-                Err(error) => {
-                    meter.give_up();
-                    return Err(error);
-                }
-            }
-        }
-        Ok(meter)
+        let pins = options.persist.then(|| options.pins.clone());
+        Ok(Self { source, passed_over, pins })
     }
 
     /// Counts on the chosen devices and no others. A meter that devices do not matter to does nothing.
@@ -139,9 +128,20 @@ impl Meter {
         &self.passed_over
     }
 
-    /// What another kind of meter of ours counted until this one took its place.
-    pub fn handover(&mut self) -> Option<Handover> {
-        self.handover.take()
+    /// With `persist`, takes the place of another kind of meter of ours that was left to count, once this
+    /// one counts: on devices only when there is one. Looks for it until that was done once.
+    ///
+    /// # Errors
+    ///
+    /// When it is there and cannot be read or taken off: it goes on then, and is not looked for again.
+    pub fn take_over(&mut self) -> Result<Option<Handover>, MeterError> {
+        if self.kind().on_devices() && self.devices().next().is_none() {
+            return Ok(None);
+        }
+        match self.pins.take() {
+            Some(pins) => takeover::take_over(self, &pins),
+            None => Ok(None),
+        }
     }
 
     /// Devices that are counted now; none where devices do not matter.

@@ -5,11 +5,13 @@
 //! the old one has then is its last word, what the new one has then is where its numbers begin. So a byte
 //! is in one of them.
 
+use std::path::Path;
+
 use super::{
     ebpf::{self, Pinned},
     error::MeterError,
     iptables,
-    kernel::{Meter, Options},
+    kernel::Meter,
     nft,
 };
 use crate::accounting::{ident::MeterKind, reading::Snapshot};
@@ -28,18 +30,15 @@ pub struct Handover {
 /// # Errors
 ///
 /// When one is there and cannot be read or taken off; it goes on then.
-pub(super) fn take_over(
-    meter: &mut Meter,
-    options: &Options,
-) -> Result<Option<Handover>, MeterError> {
+pub(super) fn take_over(meter: &mut Meter, pins: &Path) -> Result<Option<Handover>, MeterError> {
     let kind = meter.kind();
     let mut handover = None;
     if !matches!(kind, MeterKind::Ebpf(_))
-        && let Some(pinned) = Pinned::open(&options.pins)?
+        && let Some(pinned) = Pinned::open(pins)?
     {
         handover = Some(Handover { last: pinned.read()?, baseline: meter.read()? });
         drop(pinned);
-        ebpf::clean(&options.pins, false)?;
+        ebpf::clean(pins, false)?;
     }
     if kind != MeterKind::Nft
         && let Some(rules) = absent_without_tools(nft::Installed::open())?
