@@ -6,12 +6,17 @@
 use std::{
     env, fs,
     io::{self, Read, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
 };
 
 /// Where the system's own tools are, in the order in which they are looked for.
@@ -110,7 +115,9 @@ pub(crate) fn run(
         .env("PATH", FOLDERS.join(":"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stderr(Stdio::piped())
+        // A group of its own: Ctrl-C is for us, and what a tool starts ends with it.
+        .process_group(0);
     for name in PASSED_ON {
         if let Some(value) = env::var_os(name) {
             command.env(name, value);
@@ -172,6 +179,9 @@ struct Running(Child);
 
 impl Running {
     fn end(&mut self) {
+        if let Ok(group) = i32::try_from(self.0.id()) {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -225,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_tool_that_hangs_is_ended() {
-        for script in ["exec sleep 1000", "exec sleep 1000 >&- 2>&-"] {
+        for script in ["exec sleep 1000", "exec sleep 1000 >&- 2>&-", "sleep 1000; :"] {
             let late = sh(script, "", Duration::from_millis(50));
             assert!(matches!(late, Err(RunError::Late { .. })), "{late:?}");
         }

@@ -423,6 +423,9 @@ impl State {
             let host = seen.into_iter().sum::<Traffic>().plus(deltas.total());
             self.owe(Subject::Host, layer, host, coverage);
             self.owe(Subject::Relay, layer, skipped.unwatched, coverage);
+        } else if layer == Layer::L3Skb {
+            // Rules see their own ports and nothing else: the host is at least that.
+            self.owe(Subject::Host, layer, deltas.total(), coverage.max(Coverage::Estimated));
         }
     }
 

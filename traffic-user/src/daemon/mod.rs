@@ -9,6 +9,7 @@ mod notify;
 mod proxy;
 mod reload;
 mod signals;
+mod zero;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -26,10 +27,10 @@ use crate::{
     accounting::{
         delta::{First, diff},
         frame::Frame,
-        ident::Groups,
-        proxy::CounterName,
+        ident::{Group, Groups},
         reading::Snapshot,
         report::{DeviceReport, Dump},
+        subject,
         tick::State,
         usage::Event,
     },
@@ -39,7 +40,7 @@ use crate::{
         Handover, Meter,
         devices::{Choice, Events, Facts, Wanted, choose},
         listening::listening,
-        proxy::{Address, ProxyMeter, boot_time},
+        proxy::boot_time,
     },
     view::{json, stats, table},
 };
@@ -51,6 +52,7 @@ pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
 pub(crate) use reload::{Fresh, Live, Reload, later};
+pub(crate) use zero::{Zeroed, zero};
 
 use books::Standing;
 use control::{Asked, Control};
@@ -165,24 +167,36 @@ pub(crate) async fn run(
             _ = ticks.tick() => {}
             // Last: whoever asks again and again must not keep the rest waiting.
             Some(asked) = next(&mut control) => {
-                answer(asked, &counting, proxy.as_mut(), &finished);
+                answer(asked, &mut counting, proxy.as_mut(), &finished);
                 continue;
             }
         }
         if proxy.is_none() {
             proxy = find_later(&settings, &mut meter, &mut looked);
         }
-        if settings.listeners && proxy.is_none() {
-            follow_listeners(&mut meter)?;
+        if settings.listeners
+            && proxy.is_none()
+            && let Err(error) = follow_listeners(&mut meter)
+        {
+            tracing::warn!(error = format!("{error:#}"), "listening ports are not looked at");
         }
         if let Some(groups) = proxy.as_mut().and_then(|proxy| proxy.follow_config(unix_time()))
             && let Err(error) = meter.watch(&groups)
         {
             tracing::warn!(%error, "the ports of the proxy's new config are not watched");
         }
-        counting.tick(&mut meter, proxy.as_mut())?;
+        // Readings are totals: what this tick cannot read, the next one does.
+        if let Err(error) = counting.tick(&mut meter, proxy.as_mut()) {
+            tracing::warn!(error = format!("{error:#}"), "nothing was read at this tick");
+            continue;
+        }
         notify.standing(&standing(&meter));
-        counting.write(&meter, proxy.as_ref())?;
+        if let Err(error) = counting.write(&meter, proxy.as_ref()) {
+            // The reader has gone away, and what passed until now counts.
+            let _unread = counting.tick(&mut meter, proxy.as_mut());
+            counting.close();
+            return Err(error);
+        }
         if settings.count == Some(counting.written) {
             counting.close();
             return Ok(());
@@ -193,8 +207,9 @@ pub(crate) async fn run(
     if let Some(proxy) = &mut proxy {
         proxy.last_poll().await;
     }
-    counting.tick(&mut meter, proxy.as_mut())?;
+    let last = counting.tick(&mut meter, proxy.as_mut());
     counting.close();
+    last?;
     counting.write(&meter, proxy.as_ref())
 }
 
@@ -284,7 +299,7 @@ impl Reset {
 /// Answers a question, or begins to.
 fn answer(
     asked: Asked,
-    counting: &Counting,
+    counting: &mut Counting,
     proxy: Option<&mut Proxy>,
     finished: &mpsc::Sender<Reset>,
 ) {
@@ -292,6 +307,12 @@ fn answer(
         return asked.answer(counting.standing());
     }
     let Some(proxy) = proxy else {
+        if let Question::Reset(whose) = &asked.question
+            && counting.books.is_some()
+        {
+            let said = counting.begin_anew(whose);
+            return asked.answer(said);
+        }
         return asked.answer(Err(anyhow::anyhow!(
             "no proxy is known: give --proxy-config or --api to `traffic run`"
         )));
@@ -319,67 +340,6 @@ fn answer(
             });
         }
     }
-}
-
-/// What came of setting counters to zero.
-#[derive(Debug, Default)]
-pub(crate) struct Zeroed {
-    /// Those that are zero now, with what they were.
-    pub(crate) done: Vec<(CounterName, i64)>,
-    /// Names that the proxy has no counter for.
-    absent: usize,
-    /// Why it could not go on.
-    failed: Option<anyhow::Error>,
-}
-
-impl Zeroed {
-    /// For people.
-    ///
-    /// # Errors
-    ///
-    /// When not all was done that was asked for.
-    pub(crate) fn said(self) -> Result<String> {
-        let count = self.done.len();
-        match self.failed {
-            Some(error) if count > 0 => {
-                Err(error.context(format!("only {count} counters of the proxy were set to zero")))
-            }
-            Some(error) => Err(error),
-            None if count == 0 && self.absent > 0 => anyhow::bail!(
-                "the proxy has no such counter: nothing was set to zero\n  remedy: `traffic stats user` and `traffic ports` show what there is"
-            ),
-            None => Ok(format!("{count} counters of the proxy were set to zero")),
-        }
-    }
-}
-
-/// Sets these counters of a proxy to zero, or all.
-pub(crate) fn zero(address: Address, names: Option<Vec<CounterName>>) -> Zeroed {
-    let failed = |error: anyhow::Error| Zeroed { failed: Some(error), ..Zeroed::default() };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(error.into()),
-    };
-    let mut meter = ProxyMeter::new(address);
-    let zeroed = runtime.block_on(async {
-        match names {
-            None => match meter.reset_matching("").await {
-                Ok(done) => Zeroed { done, ..Zeroed::default() },
-                Err(error) => failed(error.into()),
-            },
-            Some(names) => {
-                let resets = meter.reset(&names).await;
-                Zeroed {
-                    done: resets.done,
-                    absent: resets.absent.len(),
-                    failed: resets.failed.map(Into::into),
-                }
-            }
-        }
-    });
-    // Without waiting for a resolver that may still be at work.
-    runtime.shutdown_background();
-    zeroed
 }
 
 /// Counts on the chosen devices. At the start a device that cannot be counted is an error if it
@@ -451,15 +411,15 @@ impl Counting {
 
     /// Reads the kernel's meter, merges what it says, and books it.
     fn tick(&mut self, meter: &mut Meter, mut proxy: Option<&mut Proxy>) -> Result<()> {
-        match meter.take_over() {
-            Ok(None) => {}
-            Ok(Some(Handover { last, baseline })) => {
-                self.state.hand_over(last, baseline);
-            }
-            Err(error) => tracing::warn!(
+        let (taken_over, error) = meter.take_over();
+        for Handover { last, baseline } in taken_over {
+            self.state.hand_over(last, baseline);
+        }
+        if let Some(error) = error {
+            tracing::warn!(
                 error = format!("{:#}", anyhow::Error::from(error)),
                 "what another meter was left to count goes on beside this one"
-            ),
+            );
         }
         let snapshot = meter.read()?;
         let at = snapshot.window.end;
@@ -473,7 +433,10 @@ impl Counting {
             proxy.poll()
         });
         let mut frame = Frame::new(at);
-        frame.insert(snapshot.clone());
+        // One that counts nowhere yet must not end the life of the one whose place it is to take.
+        if !meter.waits() {
+            frame.insert(snapshot.clone());
+        }
         let ticked = self.state.tick(frame, poll.as_deref());
         for anomaly in ticked.anomalies {
             tracing::warn!(%anomaly, "the kernel's meter");
@@ -490,6 +453,29 @@ impl Counting {
             None => self.state.forget(),
         }
         Ok(())
+    }
+
+    /// A new period of numbers without a proxy: an event in the ledger, which keeps what was.
+    fn begin_anew(&mut self, whose: &Whose) -> Result<String> {
+        let last = self.last.as_ref().context("nothing was read yet: ask again")?;
+        let at = unix_time();
+        let (subject, name) = match whose {
+            Whose::User(_) => anyhow::bail!(
+                "no proxy is known, so no user is: give --proxy-config or --api to `traffic run`"
+            ),
+            Whose::All => (subject::Subject::Host, "all groups".to_owned()),
+            Whose::Port(port) => {
+                let has = |group: &Group| group.ports().any(|own| own == *port);
+                let reading = last.groups.iter().find(|reading| has(&reading.group));
+                let group = &reading.with_context(|| format!("no group has port {port}"))?.group;
+                (subject::Subject::group(group), format!("port {}", group.ports_text()))
+            }
+        };
+        let what =
+            format!("{name}: a new period begins; what was counted before stays in the ledger");
+        let kind = "reset".to_owned();
+        self.state.note(Event { at, kind, subject: Some(subject), what: what.clone() });
+        Ok(what)
     }
 
     /// Books what is left and waits for it.

@@ -129,19 +129,21 @@ impl Meter {
     }
 
     /// With `persist`, takes the place of another kind of meter of ours that was left to count, once this
-    /// one counts: on devices only when there is one. Looks for it until that was done once.
-    ///
-    /// # Errors
-    ///
-    /// When it is there and cannot be read or taken off: it goes on then, and is not looked for again.
-    pub fn take_over(&mut self) -> Result<Option<Handover>, MeterError> {
-        if self.kind().on_devices() && self.devices().next().is_none() {
-            return Ok(None);
+    /// one counts: on devices only when there is one. Looks for it until that was done once. Gives what was
+    /// taken off, and why something was not: it goes on then, and is not looked for again.
+    pub fn take_over(&mut self) -> (Vec<Handover>, Option<MeterError>) {
+        if self.waits() {
+            return (Vec::new(), None);
         }
         match self.pins.take() {
             Some(pins) => takeover::take_over(self, &pins),
-            None => Ok(None),
+            None => (Vec::new(), None),
         }
+    }
+
+    /// Whether it is yet to take the place of what may be there, because it does not count on any device.
+    pub fn waits(&self) -> bool {
+        self.pins.is_some() && self.kind().on_devices() && self.devices().next().is_none()
     }
 
     /// Devices that are counted now; none where devices do not matter.
@@ -317,10 +319,10 @@ pub fn rules_installed() -> Result<Option<Snapshot>, MeterError> {
     }
 }
 
-/// Without the tools that set rules there are none.
+/// Without the tools that set rules, or the kernel's part for them, there are none.
 fn or_no_tool<T>(opened: Result<Option<T>, MeterError>) -> Result<Option<T>, MeterError> {
     match opened {
-        Err(MeterError::NoTool { .. }) => Ok(None),
+        Err(MeterError::NoTool { .. } | MeterError::Unsupported { .. }) => Ok(None),
         opened => opened,
     }
 }

@@ -25,47 +25,58 @@ pub struct Handover {
     pub baseline: Snapshot,
 }
 
-/// Takes the place of meters of another kind that were left to count.
-///
-/// # Errors
-///
-/// When one is there and cannot be read or taken off; it goes on then.
-pub(super) fn take_over(meter: &mut Meter, pins: &Path) -> Result<Option<Handover>, MeterError> {
+/// Takes the place of meters of another kind that were left to count, one after the other. Gives those
+/// that were taken off, even when another cannot be read or taken off, which goes on then.
+pub(super) fn take_over(meter: &mut Meter, pins: &Path) -> (Vec<Handover>, Option<MeterError>) {
+    let mut done = Vec::new();
+    let error = each(meter, pins, &mut done).err();
+    (done, error)
+}
+
+fn each(meter: &mut Meter, pins: &Path, done: &mut Vec<Handover>) -> Result<(), MeterError> {
     let kind = meter.kind();
-    let mut handover = None;
     if !matches!(kind, MeterKind::Ebpf(_))
         && let Some(pinned) = Pinned::open(pins)?
     {
-        handover = Some(Handover { last: pinned.read()?, baseline: meter.read()? });
+        done.push(at_one_time(pinned.read()?, meter)?);
         drop(pinned);
         ebpf::clean(pins, false)?;
     }
     if kind != MeterKind::Nft
-        && let Some(rules) = absent_without_tools(nft::Installed::open())?
+        && let Some(rules) = or_absent(nft::Installed::open())?
     {
-        handover = Some(Handover { last: rules.read()?, baseline: meter.read()? });
+        done.push(at_one_time(rules.read()?, meter)?);
         nft::clean(false)?;
     }
     if kind != MeterKind::Iptables
-        && let Some(rules) = absent_without_tools(iptables::Installed::open())?
+        && let Some(rules) = or_absent(iptables::Installed::open())?
     {
-        handover = Some(Handover { last: rules.read()?, baseline: meter.read()? });
+        done.push(at_one_time(rules.read()?, meter)?);
         iptables::clean(false)?;
     }
-    if let Some(handover) = &handover {
-        tracing::warn!(
-            from = handover.last.meter,
-            to = kind.name(),
-            "counting goes on with another meter, from a zero of its own"
-        );
-    }
-    Ok(handover)
+    Ok(())
 }
 
-/// Without the tools that set rules there are none to take over.
-fn absent_without_tools<T>(opened: Result<Option<T>, MeterError>) -> Result<Option<T>, MeterError> {
+fn at_one_time(last: Snapshot, meter: &mut Meter) -> Result<Handover, MeterError> {
+    let baseline = meter.read()?;
+    tracing::warn!(
+        from = last.meter,
+        to = baseline.meter,
+        "counting goes on with another meter, from a zero of its own"
+    );
+    Ok(Handover { last, baseline })
+}
+
+/// Without the tools or the kernel's part there are no rules of ours, and what others gave our name is
+/// not ours.
+fn or_absent<T>(opened: Result<Option<T>, MeterError>) -> Result<Option<T>, MeterError> {
     match opened {
-        Err(MeterError::NoTool { .. } | MeterError::Denied { .. }) => Ok(None),
+        Err(
+            MeterError::NoTool { .. }
+            | MeterError::Denied { .. }
+            | MeterError::Unsupported { .. }
+            | MeterError::ForeignRules { .. },
+        ) => Ok(None),
         opened => opened,
     }
 }

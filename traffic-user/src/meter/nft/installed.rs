@@ -105,6 +105,9 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
     };
     let mut said = Vec::new();
     let mut entries = Vec::new();
+    // Another set of ports is another group, whose counters begin at zero: with the old ones it would be
+    // charged again for all that they have.
+    let mut next = about.entries.iter().map(|entry| entry.id).max().map_or(0, |id| id + 1);
     for entry in &about.entries {
         if !entry.group.ports().any(|own| own == port) {
             entries.push(entry.clone());
@@ -114,7 +117,8 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
         match without(&entry.group, port) {
             Some(group) => {
                 said.push(format!("port {port} of the nft counters of {ports}"));
-                entries.push(Entry { group: Arc::new(group), ..entry.clone() });
+                entries.push(Entry { id: next, group: Arc::new(group), watched: entry.watched });
+                next += 1;
             }
             None => said.push(format!("nft counters of port {port}")),
         }

@@ -1,0 +1,69 @@
+//! Counters of a proxy, set to zero because the user asks.
+
+use anyhow::Result;
+
+use crate::{
+    accounting::proxy::CounterName,
+    meter::proxy::{Address, ProxyMeter},
+};
+
+/// What came of setting counters to zero.
+#[derive(Debug, Default)]
+pub(crate) struct Zeroed {
+    /// Those that are zero now, with what they were.
+    pub(crate) done: Vec<(CounterName, i64)>,
+    /// Names that the proxy has no counter for.
+    absent: usize,
+    /// Why it could not go on.
+    failed: Option<anyhow::Error>,
+}
+
+impl Zeroed {
+    /// For people.
+    ///
+    /// # Errors
+    ///
+    /// When not all was done that was asked for.
+    pub(crate) fn said(self) -> Result<String> {
+        let count = self.done.len();
+        match self.failed {
+            Some(error) if count > 0 => {
+                Err(error.context(format!("only {count} counters of the proxy were set to zero")))
+            }
+            Some(error) => Err(error),
+            None if count == 0 && self.absent > 0 => anyhow::bail!(
+                "the proxy has no such counter: nothing was set to zero\n  remedy: `traffic stats user` and `traffic ports` show what there is"
+            ),
+            None => Ok(format!("{count} counters of the proxy were set to zero")),
+        }
+    }
+}
+
+/// Sets these counters of a proxy to zero, or all.
+pub(crate) fn zero(address: Address, names: Option<Vec<CounterName>>) -> Zeroed {
+    let failed = |error: anyhow::Error| Zeroed { failed: Some(error), ..Zeroed::default() };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(error.into()),
+    };
+    let mut meter = ProxyMeter::new(address);
+    let zeroed = runtime.block_on(async {
+        match names {
+            None => match meter.reset_matching("").await {
+                Ok(done) => Zeroed { done, ..Zeroed::default() },
+                Err(error) => failed(error.into()),
+            },
+            Some(names) => {
+                let resets = meter.reset(&names).await;
+                Zeroed {
+                    done: resets.done,
+                    absent: resets.absent.len(),
+                    failed: resets.failed.map(Into::into),
+                }
+            }
+        }
+    });
+    // Without waiting for a resolver that may still be at work.
+    runtime.shutdown_background();
+    zeroed
+}
