@@ -194,8 +194,7 @@ fn rules_that_persist_are_read_without_a_daemon_and_adopted_by_the_next() {
 #[test]
 fn rules_that_vanish_are_a_new_epoch_and_are_put_back_and_it_is_said() {
     needs!();
-    let flushes =
-        [("nft", "nft flush ruleset"), ("iptables", "iptables-nft -F; iptables-legacy -F; true")];
+    let flushes = [("nft", "nft flush ruleset"), ("iptables", "iptables-nft -F")];
     for (meter, flush) in flushes {
         let (site, lab) = (Site::new(), Lab::new());
         let mut daemon = run(&site, &lab, meter, &["--ports", "5000/udp"]);
