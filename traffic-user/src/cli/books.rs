@@ -15,6 +15,7 @@ use crate::{
         subject::{Subject, SubjectKind},
         usage::Known,
     },
+    config::Config,
     daemon::unix_time,
     ledger::Reader,
 };
@@ -80,13 +81,16 @@ pub(super) struct Books {
     pub(super) extent: Span,
 }
 
+/// Where days begin: as configured, else where this host is. One without a zone counts in UTC.
+pub(super) fn own_zone(config: &Config) -> TimeZone {
+    let system = || TimeZone::try_system().ok().filter(|zone| !zone.is_unknown());
+    config.time_zone.clone().or_else(system).unwrap_or(TimeZone::UTC)
+}
+
 /// The ledger of this host; `None` where there is none yet.
 pub(super) fn find(common: &Common, when: &When) -> Result<Option<(Reader, Terms)>> {
     let config = &common.config;
-    let zone = when.time_zone.clone().or_else(|| config.time_zone.clone());
-    // A host without a zone of its own counts in UTC.
-    let system = || TimeZone::try_system().ok().filter(|zone| !zone.is_unknown());
-    let zone = zone.or_else(system).unwrap_or(TimeZone::UTC);
+    let zone = when.time_zone.clone().unwrap_or_else(|| own_zone(config));
     let day = when.billing_day.or(config.billing_day).unwrap_or(1);
     let terms = Terms {
         calendar: Calendar::new(zone, day)?,

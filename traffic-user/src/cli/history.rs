@@ -54,6 +54,21 @@ pub(super) struct Form {
 }
 
 impl Form {
+    /// Draws a report where that was asked for, and writes it.
+    pub(super) fn put(
+        &self,
+        common: &Common,
+        picture: impl FnOnce() -> Result<String>,
+        text: impl FnOnce(Option<Format>) -> Result<String>,
+    ) -> Result<ExitCode> {
+        if let Some(path) = &self.plot {
+            let picture = picture()?;
+            file::write(Some(path), |to| Ok(to.write_all(picture.as_bytes())?))?;
+        }
+        print(&text(self.format(common))?)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
     /// `None` is a table for whoever looks.
     pub(super) fn format(&self, common: &Common) -> Option<Format> {
         match (common.json, self.csv, self.txt) {
@@ -99,12 +114,7 @@ impl PeriodChoice {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let report = gather(common, &args.asked)?;
-    if let Some(path) = &args.form.plot {
-        let picture = plot::history(&report)?;
-        file::write(Some(path), |to| Ok(to.write_all(picture.as_bytes())?))?;
-    }
-    print(&text(&report, args.form.format(common))?)?;
-    Ok(ExitCode::SUCCESS)
+    args.form.put(common, || Ok(plot::history(&report)?), |format| text(&report, format))
 }
 
 /// Reads it from the ledger.

@@ -9,18 +9,17 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ValueEnum;
-use jiff::{Timestamp, Zoned, tz::TimeZone};
 
-use super::{CHECKS, Common, MOST_GROUPS, groups, host, proxy::ProxyArgs};
+use super::{CHECKS, Common, MOST_GROUPS, books::own_zone, groups, host, proxy::ProxyArgs};
 use crate::{
     accounting::{
         ident::{Groups, Hook, MeterKind},
+        period::{Calendar, Period},
         tick::{Begin, Cursors, State},
-        usage::Span,
     },
     config::{Config, Output, interval},
     daemon::{self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, second_of, unix_time},
-    ledger::{self, Calendar},
+    ledger,
     meter::{
         Lock, Meter, MeterError, Options,
         devices::{Facts, Wanted, choose},
@@ -159,7 +158,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let (state, books) = match &state_lock {
         Some(_) => {
             let (books, cursors, event) =
-                Books::open(&common.state, ledger_options(config), second_of(started))?;
+                Books::open(&common.state, ledger_options(config)?, second_of(started))?;
             let mut state = State::begin(cursors, begin);
             event.into_iter().for_each(|event| state.note(event));
             (state, Some(books))
@@ -248,16 +247,9 @@ fn state(common: &Common) -> Result<Lock> {
 }
 
 /// How the ledger is kept: days are those of the reports.
-fn ledger_options(config: &Config) -> ledger::Options {
-    let zone = config.time_zone.clone().unwrap_or_else(TimeZone::system);
-    let day = move |second: i64| {
-        let midnight = |day: &Zoned| day.start_of_day().map(|day| day.timestamp().as_second());
-        let day = Timestamp::from_second(second).and_then(|time| {
-            let day = time.to_zoned(zone.clone());
-            Ok(Span { begin: midnight(&day)?, end: midnight(&day.tomorrow()?)? })
-        });
-        // Times that no calendar has.
-        day.unwrap_or(Span { begin: second, end: second })
-    };
-    ledger::Options { retention: config.retention(), calendar: Calendar::new(day) }
+fn ledger_options(config: &Config) -> Result<ledger::Options> {
+    // Only its days are asked for, and a billing month may begin on any.
+    let days = Calendar::new(own_zone(config), 1)?;
+    let day = move |second: i64| days.period(Period::Day, second);
+    Ok(ledger::Options { retention: config.retention(), calendar: ledger::Calendar::new(day) })
 }

@@ -8,9 +8,7 @@ use clap::ValueEnum;
 use super::{
     Common,
     books::{Books, When, columns},
-    file,
     history::Form,
-    print,
 };
 use crate::{
     accounting::{
@@ -71,12 +69,7 @@ enum ByChoice {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let report = gather(common, &args.asked)?;
-    if let Some(path) = &args.form.plot {
-        let picture = plot::top(&report)?;
-        file::write(Some(path), |to| Ok(to.write_all(picture.as_bytes())?))?;
-    }
-    print(&text(&report, args.form.format(common))?)?;
-    Ok(ExitCode::SUCCESS)
+    args.form.put(common, || Ok(plot::top(&report)?), |format| text(&report, format))
 }
 
 /// Reads it from the ledger.

@@ -187,6 +187,11 @@ pub(crate) async fn run(
         }
         // Readings are totals: what this tick cannot read, the next one does.
         if let Err(error) = counting.tick(&mut meter, proxy.as_mut()) {
+            if settings.count.is_some() {
+                // Whoever asked for so many documents waits for them.
+                counting.close();
+                return Err(error);
+            }
             tracing::warn!(error = format!("{error:#}"), "nothing was read at this tick");
             continue;
         }

@@ -28,6 +28,7 @@ use crate::{
         usage::Event,
     },
     meter::{
+        chain,
         listening::listening,
         proxy::{Address, Latest, ProxyMeter, Watch, boot_time},
     },
@@ -96,17 +97,6 @@ impl ProxyPlace {
 fn is_in_use(config: &ProxyConfig) -> bool {
     let open = listening().map(Groups::unchecked).unwrap_or_default();
     config.inbounds.iter().any(|inbound| open.meets(&inbound.group))
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// Puts groups that were named by hand in the place of inbounds that they mean: those with the same name,

@@ -8,7 +8,7 @@ use std::{
 use super::{
     devices::{Choice, Device},
     ebpf::{self, EbpfMeter, Pinned},
-    error::MeterError,
+    error::{MeterError, chain},
     host::{Reasons, Trial},
     iptables::{self, IptablesMeter},
     nft::{self, NftMeter},
@@ -259,17 +259,6 @@ fn none_works(reasons: Reasons) -> MeterError {
     }
     let said: Vec<_> = said.into_iter().map(|(names, why)| format!("{names}: {why}")).collect();
     MeterError::Unsupported { feature: "counting", reason: said.join("; ") }
-}
-
-/// An error with all its causes, in one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// Tries every meter without touching anything that counts: for `doctor`.

@@ -15,6 +15,7 @@ pub mod proxy;
 mod takeover;
 
 pub use error::MeterError;
+pub(crate) use error::chain;
 pub use kernel::{
     Meter, Options, clean, clean_rules, clean_rules_of, installed, rules_installed, try_all,
 };

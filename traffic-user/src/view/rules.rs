@@ -60,11 +60,10 @@ pub struct UserRow {
 ///
 /// Where the proxy has not said who moved what, the group's users are named together.
 pub fn by_user(document: &Document) -> Vec<UserRow> {
-    let told = document.api.state.as_deref() == Some("ok");
-    document.groups.iter().flat_map(|group| rows(group, told)).collect()
+    document.groups.iter().flat_map(rows).collect()
 }
 
-fn rows(group: &GroupDocument, told: bool) -> Vec<UserRow> {
+fn rows(group: &GroupDocument) -> Vec<UserRow> {
     let Some(kernel) = group.kernel else {
         return Vec::new();
     };
@@ -81,7 +80,7 @@ fn rows(group: &GroupDocument, told: bool) -> Vec<UserRow> {
         .iter()
         .filter_map(|user| Some((user.email.as_str(), user.wire_input?, user.wire_output?)))
         .collect();
-    if !told || shares.iter().all(|(_, input, output)| (*input, *output) == (0, 0)) {
+    if shares.iter().all(|(_, input, output)| (*input, *output) == (0, 0)) {
         let users = group.users.iter().map(|user| user.email.clone()).collect();
         return vec![row(users, kernel.input_bytes, kernel.output_bytes, Split::Together)];
     }
@@ -429,4 +428,81 @@ pub fn users_table(rows: &[UserRow]) -> String {
         table.add_row(cells);
     }
     format!("{table}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report of two users on port 443, and of one on port 80, as a daemon answers it.
+    fn document(state: &str, shares: [(u64, u64); 2]) -> Document {
+        let payload = || serde_json::json!({"uplink": null, "downlink": null, "total": null});
+        let user = |email: &str, wire: Option<(u64, u64)>| {
+            let mut user = payload();
+            user["email"] = email.into();
+            user["wire_share"] = wire.map(|(input, output)| input + output).into();
+            user["wire_input"] = wire.map(|(input, _)| input).into();
+            user["wire_output"] = wire.map(|(_, output)| output).into();
+            user["online"] = None::<u64>.into();
+            user["shared"] = false.into();
+            user["configured"] = true.into();
+            user
+        };
+        let group = |tag: &str, port: u16, users: Vec<serde_json::Value>| {
+            serde_json::json!({
+                "tag": tag, "port": port, "ports": port.to_string(), "transport": "tcp",
+                "protocol": null, "configured": true, "users": users, "group_total": null,
+                "kernel": {"input_bytes": 100, "output_bytes": 1000, "input_packets": 1,
+                           "output_packets": 2},
+                "overhead_ratio": null, "unattributed_bytes": null,
+            })
+        };
+        let mut total = payload();
+        total["active_users"] = 0.into();
+        total["active_groups"] = 0.into();
+        let [alice, bob] = shares;
+        let document = serde_json::json!({
+            "jsonversion": "1", "taken_at": "t", "host": "h", "epoch": null, "since": null,
+            "coverage": "complete", "meter": "nft", "layer": "l3-skb",
+            "api": {"state": state, "since": null, "reason": null, "remedy": null,
+                    "product": null, "uptime_seconds": null},
+            "groups": [
+                group("in", 443, vec![user("a@x", Some(alice)), user("b@x", Some(bob))]),
+                group("other", 80, vec![user("c@x", Some((0, 0)))]),
+            ],
+            "unplaced": [], "system_total": total, "relay": null, "anomalies": [], "events": [],
+        });
+        serde_json::from_value(document).unwrap()
+    }
+
+    fn rows(document: &Document) -> Vec<(String, u64, u64, Split)> {
+        let row =
+            |row: UserRow| (row.users.join("+"), row.input_bytes, row.output_bytes, row.split);
+        by_user(document).into_iter().map(row).collect()
+    }
+
+    fn together(users: &str) -> (String, u64, u64, Split) {
+        (users.to_owned(), 100, 1000, Split::Together)
+    }
+
+    #[test]
+    fn shares_and_what_is_left_add_up_to_the_group() {
+        // What it has said stays said when it is down.
+        for state in ["ok", "down"] {
+            let document = document(state, [(60, 500), (30, 499)]);
+            let wanted = [
+                ("a@x".to_owned(), 60, 500, Split::Api),
+                ("b@x".to_owned(), 30, 499, Split::Api),
+                (String::new(), 10, 1, Split::Unattributed),
+                together("c@x"),
+            ];
+            assert_eq!(rows(&document), wanted, "{state}");
+        }
+    }
+
+    #[test]
+    fn users_are_named_together_where_the_proxy_has_not_said_who_moved_what() {
+        let document = document("down", [(0, 0), (0, 0)]);
+        assert_eq!(rows(&document), [together("a@x+b@x"), together("c@x")]);
+    }
 }

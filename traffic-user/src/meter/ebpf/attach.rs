@@ -386,21 +386,6 @@ pub(super) fn counted(
     Ok(found)
 }
 
-/// An error with all its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        next = error.source();
-    }
-    text
-}
-
 fn program_for(device: &Device, side: Side) -> Result<&'static str, MeterError> {
     match (device.link, side) {
         (LinkKind::Ethernet, Side::Input) => Ok(programs::ETHERNET_IN),

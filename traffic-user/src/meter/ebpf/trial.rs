@@ -13,12 +13,12 @@ use traffic_ebpf::abi::programs;
 
 use super::{
     Hook,
-    attach::{self, Attachments},
+    attach::Attachments,
     cgroup_path,
     load::{self, Parameters},
 };
 use crate::meter::{
-    error::MeterError,
+    error::{MeterError, chain},
     host::{self, Reasons, Trial},
 };
 
@@ -49,16 +49,14 @@ pub(super) fn best_hook(
 fn try_hook(ebpf: &mut Ebpf, hook: Hook, cgroup: Option<&Path>) -> Result<(), String> {
     match hook {
         Hook::Tcx | Hook::Tc => {
-            let program = load::classifier(ebpf, programs::ETHERNET_IN)
-                .map_err(|error| attach::chain(&error))?;
+            let program =
+                load::classifier(ebpf, programs::ETHERNET_IN).map_err(|error| chain(&error))?;
             try_on_loopback(program, hook)
         }
         Hook::Cgroup => {
-            load::cgroup_skb(ebpf, programs::CGROUP_IN).map_err(|error| attach::chain(&error))?;
+            load::cgroup_skb(ebpf, programs::CGROUP_IN).map_err(|error| chain(&error))?;
             let path = cgroup_path(cgroup).map_err(|error| error.to_string())?;
-            Attachments::new(hook, None)
-                .put_on_cgroup(ebpf, &path)
-                .map_err(|error| attach::chain(&error))
+            Attachments::new(hook, None).put_on_cgroup(ebpf, &path).map_err(|error| chain(&error))
         }
     }
 }
@@ -85,7 +83,7 @@ fn try_on_loopback(program: &mut SchedClassifier, hook: Hook) -> Result<(), Stri
             }
             let options = match hook {
                 Hook::Tc => {
-                    tc::qdisc_add_clsact("lo").map_err(|error| attach::chain(&error))?;
+                    tc::qdisc_add_clsact("lo").map_err(|error| chain(&error))?;
                     TcAttachOptions::Netlink(NlOptions::default())
                 }
                 Hook::Tcx | Hook::Cgroup => TcAttachOptions::TcxOrder(LinkOrder::default()),
@@ -93,7 +91,7 @@ fn try_on_loopback(program: &mut SchedClassifier, hook: Hook) -> Result<(), Stri
             program
                 .attach_with_options("lo", TcAttachType::Ingress, options)
                 .and_then(|id| program.detach(id))
-                .map_err(|error| attach::chain(&error))
+                .map_err(|error| chain(&error))
         });
         tried.join().unwrap_or_else(|_| Err("the trial panicked".to_owned()))
     })
@@ -105,7 +103,7 @@ fn ask_for_hook(hook: Hook) -> Result<(), String> {
     match hook {
         Hook::Tcx => SchedClassifier::query_tcx("lo", TcAttachType::Ingress)
             .map(drop)
-            .map_err(|error| attach::chain(&error)),
+            .map_err(|error| chain(&error)),
         Hook::Tc | Hook::Cgroup => Ok(()),
     }
 }
