@@ -260,6 +260,18 @@ impl Daemon {
         self.messages.lock().expect("nobody panics with it").clone()
     }
 
+    /// Waits until it has said this on stderr: a pipe of its own, which may be read after a document that
+    /// was written later.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[track_caller]
+    pub fn says(&self, piece: &str) {
+        let what = format!("`{piece}` on stderr");
+        wait::until(&what, || self.messages().contains(piece).then_some(()));
+    }
+
     /// Looks at its newest document until there is what is looked for.
     ///
     /// # Panics

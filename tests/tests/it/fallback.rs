@@ -208,8 +208,7 @@ fn rules_that_vanish_are_a_new_epoch_and_are_put_back_and_it_is_said() {
         let after = daemon.fresh().0;
         assert_eq!(port(&after, "5000"), Traffic::input(DATAGRAM4, 1), "{meter}");
         assert_eq!(after["coverage"], "gap", "{meter}");
-        let said = daemon.messages();
-        assert!(said.contains("put back"), "{meter}: {said}");
+        daemon.says("put back");
         daemon.stop();
         leaks::nothing(&lab.host, &site.pins);
     }
@@ -239,8 +238,8 @@ fn without_the_right_to_load_programs_rules_count_and_doctor_says_why() {
         let why = document["passed_over"][hook].as_str().expect("a reason");
         assert!(why.contains("CAP_BPF"), "{hook}: {why}");
     }
-    let said = daemon.messages();
-    assert!(said.contains("eBPF cannot run here") && said.contains("l3-skb"), "{said}");
+    daemon.says("eBPF cannot run here");
+    daemon.says("l3-skb");
     lab.send(false, 5000, 2);
     assert_eq!(port(&daemon.fresh().0, "5000"), Traffic::input(2 * DATAGRAM4, 2));
     daemon.stop();
@@ -276,8 +275,7 @@ fn one_meter_takes_over_from_another_and_no_packet_is_in_both() {
         );
         let mut daemon = run(&site, &lab, "tcx", &args);
         daemon.counts_on(&["eth0"]);
-        let said = daemon.messages();
-        assert!(said.contains("another meter"), "{said}");
+        daemon.says("another meter");
         assert_eq!(lab.rules(), before, "{meter}: its rules are still there");
         lab.send(false, 5000, 2);
         let document = daemon.fresh().0;

@@ -233,7 +233,7 @@ fn a_reload_of_what_cannot_be_used_changes_nothing_and_says_why() {
         assert!(status.starts_with(&refused), "{text:?}: {status}");
         for piece in pieces {
             assert!(status.contains(piece), "{text:?}: no `{piece}` in: {status}");
-            assert!(daemon.messages().contains(piece), "{text:?}: {}", daemon.messages());
+            daemon.says(piece);
         }
     }
     let meter = "ports = '5000/udp'\niface = 'eth0'\nmeter = 'tc'\nbilling_day = 3\n";
