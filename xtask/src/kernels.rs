@@ -69,7 +69,7 @@ const ALL: [Kernel; 4] = [
 /// Modules that no test can do without.
 const NEEDED: [&str; 5] = ["veth", "tun", "8021q", "sch_ingress", "cls_bpf"];
 /// Modules that are taken if the kernel has them.
-const WELCOME: [&str; 24] = [
+const WELCOME: [&str; 26] = [
     "act_bpf",
     "bonding",
     "bridge",
@@ -87,12 +87,14 @@ const WELCOME: [&str; 24] = [
     "nft_chain_nat",
     "nft_compat",
     "nft_counter",
+    "nft_objref",
     "nft_redir",
     "sch_fq",
     "sch_htb",
     "wireguard",
     "xt_REDIRECT",
     "xt_comment",
+    "xt_multiport",
     "xt_tcpudp",
 ];
 

@@ -16,8 +16,23 @@ const AT_A_DEVICE: [&str; 8] =
 /// Checks at a cgroup.
 const AT_A_CGROUP: [&str; 5] = ["udp", "tcp", "stop", "kill", "persist"];
 
-/// Programs that the fixtures start.
-const TOOLS: [&str; 2] = ["ip", "tc"];
+/// Checks of rules.
+const OF_RULES: [&str; 3] = ["rules", "rules that vanish", "rules that persist"];
+
+/// Programs that the fixtures start, and those that set rules.
+const TOOLS: [&str; 9] = [
+    "ip",
+    "tc",
+    "nft",
+    "iptables-legacy",
+    "iptables-legacy-save",
+    "iptables-legacy-restore",
+    "ip6tables-legacy",
+    "ip6tables-legacy-save",
+    "ip6tables-legacy-restore",
+];
+/// Where iptables has its matches.
+const MATCHES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
 /// All that is in every machine; the modules are the kernel's own.
 fn files() -> &'static Archive {
@@ -30,6 +45,12 @@ fn files() -> &'static Archive {
         for name in TOOLS {
             let tool = need::tool(name).unwrap_or_else(|| panic!("no program {name}"));
             files.program(&tool, format!("/sbin/{name}"));
+        }
+        for name in ["standard", "comment", "multiport", "tcp", "udp"] {
+            let file = Path::new(MATCHES).join(format!("libxt_{name}.so"));
+            if file.exists() {
+                files.program(&file, &file);
+            }
         }
         // The corpus is read where the tests were built.
         let package = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -49,6 +70,9 @@ fn wanted(hook: &str) -> Vec<String> {
         wanted.extend(AT_A_DEVICE.map(|name| format!("{device}: {name}")));
     }
     wanted.extend(AT_A_CGROUP.map(|name| format!("cgroup: {name}")));
+    for meter in ["nft", "iptables"] {
+        wanted.extend(OF_RULES.map(|name| format!("{meter}: {name}")));
+    }
     wanted.sort();
     wanted
 }
@@ -83,6 +107,7 @@ fn check(kernel: &Kernel, hook: &str, unseen: &str) {
 macro_rules! on {
     ($label:literal, $hook:literal, $unseen:literal) => {{
         need!(Object, Tool("ip"), Tool("tc"), Tool("qemu-system-x86_64"), Kernel($label));
+        need!(Tool("nft"), Tool("iptables-legacy"));
         check(&Kernel::find($label).expect("it was asked for"), $hook, $unseen);
     }};
 }

@@ -14,6 +14,7 @@ mod counting;
 mod lifecycle;
 mod load;
 mod pair;
+mod rules;
 mod system;
 
 use std::{
@@ -50,6 +51,13 @@ const AT_A_CGROUP: [Check; 5] = [
     ("persist", lifecycle::persist),
 ];
 
+/// What is checked of rules.
+const OF_RULES: [Check; 3] = [
+    ("rules", rules::exact),
+    ("rules that vanish", rules::vanish),
+    ("rules that persist", rules::persist),
+];
+
 fn main() -> ExitCode {
     if std::process::id() != 1 {
         eprintln!("traffic-guest is the first program of a virtual machine: see tests/src/vm.rs");
@@ -70,6 +78,11 @@ fn main() -> ExitCode {
         }
         for (name, body) in AT_A_CGROUP {
             report.check(&format!("cgroup: {name}"), || body("cgroup"));
+        }
+    }
+    for meter in ["nft", "iptables"] {
+        for (name, body) in OF_RULES {
+            report.check(&format!("{meter}: {name}"), || body(meter));
         }
     }
     report.check("bytecode", || tests("bytecode"));
