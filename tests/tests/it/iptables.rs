@@ -1,5 +1,6 @@
 //! The meter `iptables` with the real programs: both back ends, both families.
 
+mod adopted;
 mod exact;
 mod failing;
 mod others;

@@ -62,6 +62,14 @@ struct Side {
     /// What to add to the counters, by group.
     carries: Vec<(String, Carry)>,
     last: Last,
+    /// Whether the note there says that it was seen with its count.
+    proven: bool,
+}
+
+impl Side {
+    fn note(&self, note: Note) -> Note {
+        Note { canary: self.proven, ..note }
+    }
 }
 
 /// What was there at the last look, to notice what is gone or was set back.
@@ -125,8 +133,10 @@ impl IptablesMeter {
             boot: host::boot_id(),
             persist,
             gap: false,
+            canary: false,
         };
-        let side = |tool| Side { tool, carries: Vec::new(), last: Last::default() };
+        let side =
+            |tool| Side { tool, carries: Vec::new(), last: Last::default(), proven: false };
         let mut meter = Self {
             sides: tools.into_iter().map(side).collect(),
             note,
@@ -153,7 +163,8 @@ impl IptablesMeter {
         Ok(meter)
     }
 
-    /// Goes on with rules that are there. What is missing of them is a loss.
+    /// Goes on with rules that are there. What is missing of them is a loss, and so is what they counted
+    /// when somebody set their counters back.
     fn adopt(
         tools: Vec<Tool>,
         found: &[Ours],
@@ -169,10 +180,10 @@ impl IptablesMeter {
                 known.push(Known { group: Arc::new(group), text: text.clone(), watched });
             }
         }
-        let side = |(tool, ours): (Tool, &Ours)| Side {
-            tool,
-            carries: ours.carries.clone(),
-            last: Last::of(ours),
+        let side = |(tool, ours): (Tool, &Ours)| {
+            let proven = ours.note.is_some_and(|note| note.canary);
+            let last = Last { canary: proven, ..Last::of(ours) };
+            Side { tool, carries: ours.carries.clone(), last, proven }
         };
         let mut meter = Self {
             sides: tools.into_iter().zip(found).map(side).collect(),
@@ -234,11 +245,13 @@ impl IptablesMeter {
     ) -> Result<(), MeterError> {
         let (note, old, new) = (self.note, counting(&self.known), counting(&known));
         for (at, ours) in found.iter().enumerate() {
+            let note = self.sides[at].note(note);
             let wanted = Wanted { note, carries: carries[at].clone(), counting: new.clone() };
             let Err(error) = self.sides[at].tool.change(&ours.change(&wanted)) else { continue };
             for (side, carries) in self.sides.iter_mut().zip(&carries).take(at) {
                 // What a rule that comes back had counted is in its carry.
-                let wanted = Wanted { note, carries: carries.clone(), counting: old.clone() };
+                let (note, carries) = (side.note(note), carries.clone());
+                let wanted = Wanted { note, carries, counting: old.clone() };
                 side.carries.clone_from(&wanted.carries);
                 let kept: HashSet<&Counting> = new.iter().collect();
                 side.last.values.retain(|rule, _| kept.contains(rule));
@@ -275,6 +288,9 @@ impl IptablesMeter {
     /// As [`start`](Self::start). Nothing is lost with a reading that failed.
     pub fn read(&mut self) -> Result<Snapshot, MeterError> {
         let (found, window) = self.look()?;
+        if self.note.persist {
+            self.prove(&found);
+        }
         let sides = self.sides.iter().zip(&found);
         let sides: Vec<_> =
             sides.map(|(side, ours)| (side.tool.family, totals(&side.carries, ours))).collect();
@@ -296,6 +312,24 @@ impl IptablesMeter {
             side.last = Last::of(ours);
         }
         Ok((found, Window { begin, end: nanoseconds() }))
+    }
+
+    /// Says in the notes whether their counts were seen, so that the next start can tell if one is gone.
+    fn prove(&mut self, found: &[Ours]) {
+        let (note, counting) = (self.note, counting(&self.known));
+        for (side, ours) in self.sides.iter_mut().zip(found) {
+            if side.proven == side.last.canary {
+                continue;
+            }
+            let note = Note { canary: side.last.canary, ..note };
+            let wanted =
+                Wanted { note, carries: side.carries.clone(), counting: counting.clone() };
+            match side.tool.change(&ours.change(&wanted)) {
+                Ok(()) => side.proven = note.canary,
+                // Nothing is wrong with what is counted, and the next reading tries again.
+                Err(error) => tracing::debug!(%error, "the note of the rules is not written"),
+            }
+        }
     }
 
     /// What was gone and put back since this was last asked, for people.

@@ -160,7 +160,8 @@ impl IptablesMeter {
             })
             .collect();
         for ((side, ours), carries) in self.sides.iter().zip(found).zip(&next) {
-            let wanted = Wanted { note, carries: carries.clone(), counting: wanted.clone() };
+            let (note, carries) = (side.note(note), carries.clone());
+            let wanted = Wanted { note, carries, counting: wanted.clone() };
             side.tool.change(&ours.change(&wanted))?;
         }
         for (side, carries) in self.sides.iter_mut().zip(next) {

@@ -194,14 +194,17 @@ pub(super) struct Note {
     pub(super) persist: bool,
     /// Whether something may have been missed.
     pub(super) gap: bool,
+    /// Whether the count that this was made with was seen to be there: if it is not any more, somebody set
+    /// the counters back. `ip6tables-nft` of 1.8.8 and 1.8.9 makes every rule with zero.
+    pub(super) canary: bool,
 }
 
 impl Note {
     fn text(&self) -> String {
-        let Self { epoch, since, boot, persist, gap } = self;
-        let (persist, gap) = (u8::from(*persist), u8::from(*gap));
+        let Self { epoch, since, boot, persist, gap, canary } = self;
+        let [persist, gap, canary] = [persist, gap, canary].map(|flag| u8::from(*flag));
         format!(
-            "traffic v=1 epoch={epoch:016x} since={since} boot={boot:016x} persist={persist} gap={gap}"
+            "traffic v=1 epoch={epoch:016x} since={since} boot={boot:016x} persist={persist} gap={gap} canary={canary}"
         )
     }
 
@@ -219,6 +222,7 @@ impl Note {
             boot: hex(field("boot")?)?,
             persist: flag(field("persist")?)?,
             gap: flag(field("gap")?)?,
+            canary: flag(field("canary")?)?,
         };
         fields.next().is_none().then_some(note)
     }
