@@ -150,7 +150,7 @@ fn nft_meter(plan: &Plan, count: u16, rounds: &mut Rounds<Cell>) -> Result<()> {
     let groups = ways::groups(&ports(count))?;
     for round in 0..plan.listing_rounds {
         let begin = Instant::now();
-        let mut meter = NftMeter::start(&groups, false)?;
+        let mut meter = NftMeter::start(&groups, false, None)?;
         rounds.record((Way::NftStart, count), round, begin.elapsed().as_secs_f64() * 1e6);
         let reading = repeated(plan.reading_time, || {
             let snapshot = meter.read()?;
@@ -166,7 +166,7 @@ fn iptables_meter(plan: &Plan, count: u16, rounds: &mut Rounds<Cell>) -> Result<
     let groups = ways::groups(&ports(count))?;
     for round in 0..plan.listing_rounds {
         let begin = Instant::now();
-        let mut meter = IptablesMeter::start(&groups, false)?;
+        let mut meter = IptablesMeter::start(&groups, false, None)?;
         rounds.record((Way::IptablesStart, count), round, begin.elapsed().as_secs_f64() * 1e6);
         let reading = repeated(plan.reading_time, || {
             let snapshot = meter.read()?;

@@ -82,12 +82,12 @@ impl Way {
             Self::Tc => ours(lab, ports, Hook::Tc, cgroup),
             Self::Cgroup => ours(lab, ports, Hook::Cgroup, cgroup),
             Self::NftMeter => {
-                Ok(Installed::OursNft(Box::new(NftMeter::start(&groups(ports)?, false)?)))
+                Ok(Installed::OursNft(Box::new(NftMeter::start(&groups(ports)?, false, None)?)))
             }
             Self::IptablesMeter => {
                 // Where the host's rules are, there are ours.
                 lab::run(&["iptables-nft-restore"], "*filter\n:BENCH - [0:0]\nCOMMIT\n")?;
-                let meter = IptablesMeter::start(&groups(ports)?, false)?;
+                let meter = IptablesMeter::start(&groups(ports)?, false, None)?;
                 Ok(Installed::OursIptables(Box::new(meter)))
             }
             Self::NftRule => nft(rules::nft_rule(ports.last().copied().unwrap_or(1))),

@@ -1,5 +1,7 @@
 //! The fallback as a user meets it: `run`, `dump`, `clean` and `iptables` where rules count.
 
+mod adopted;
+
 use std::{
     fs,
     process::{Command, Stdio},

@@ -98,7 +98,7 @@ impl Site {
 
     fn start(&self, groups: &str, persist: bool) -> Result<IptablesMeter, MeterError> {
         let groups = parse(groups);
-        self.here.ns.run(|| IptablesMeter::start(&groups, persist))
+        self.here.ns.run(|| IptablesMeter::start(&groups, persist, None))
     }
 
     fn read(&self, meter: &mut IptablesMeter) -> Snapshot {

@@ -43,7 +43,11 @@ impl Host {
     }
 
     fn start(&mut self, list: &str, persist: bool) {
-        let started = self.here.ns.run(|| NftMeter::start(&groups(list), persist));
+        self.start_from(list, persist, None);
+    }
+
+    fn start_from(&mut self, list: &str, persist: bool, booked: Option<&Snapshot>) {
+        let started = self.here.ns.run(|| NftMeter::start(&groups(list), persist, booked));
         self.meter = Some(started.expect("start the meter"));
     }
 
@@ -303,7 +307,7 @@ fn rules_that_persist_count_without_a_daemon_and_are_taken_over() {
     let dump = ns.run(|| Installed::open().unwrap().unwrap().read().unwrap());
     assert_eq!((dump.epoch, of(&dump, "5000")), (epoch, both_ways(300, 3)));
     // A run without --persist leaves them alone.
-    let refused = ns.run(|| NftMeter::start(&groups("5000"), false).err());
+    let refused = ns.run(|| NftMeter::start(&groups("5000"), false, None).err());
     assert!(matches!(refused, Some(MeterError::OtherRules { .. })), "{refused:?}");
     host.start("5000,6000=other;\"name\",7000", true);
     host.exchange(5000, 1);
@@ -322,6 +326,59 @@ fn rules_that_persist_count_without_a_daemon_and_are_taken_over() {
     assert!(!host.rules().is_empty());
     assert_eq!(ns.run(|| nft::clean(false)).unwrap().len(), 1);
     assert_eq!(host.rules(), "");
+}
+
+#[test]
+fn what_a_damaged_table_counted_after_the_last_booking_is_not_lost() {
+    need!(Root, Netns, Tool("ip"), Tool("nft"));
+    // What was done, what is said, packets of 5000 in and out that are in the new epoch.
+    let cases = [
+        ("flush chain inet traffic output", "4 of 4 rules in the chain output", 2 + 1, 2),
+        ("delete element inet traffic udp4_in { 5000 }", "1 of 2 ports in the map udp4_in", 2, 3),
+        ("reset counters table inet traffic", "4 counters were set back or removed", 1, 1),
+        (
+            "flush chain inet traffic input; delete map inet traffic udp4_in",
+            "4 of 4 rules in the chain input",
+            2,
+            3,
+        ),
+    ];
+    for (change, said, input, output) in cases {
+        let mut host = Host::new();
+        host.start("5000,6000", true);
+        host.exchange(5000, 3);
+        host.exchange(6000, 3);
+        let first = host.read();
+        host.stop();
+        host.exchange(5000, 2);
+        host.exchange(6000, 4);
+        host.here.ns.sh(&["nft", change]);
+        host.exchange(5000, 1);
+        // 6000 is not asked for any more.
+        host.start_from("5000", true, Some(&first));
+        let second = host.read();
+        assert_ne!(second.epoch, first.epoch, "{change}");
+        assert_eq!(second.coverage, Coverage::Gap, "{change}");
+        let want = Traffic {
+            input_bytes: input * 100,
+            input_packets: input,
+            output_bytes: output * 100,
+            output_packets: output,
+        };
+        assert_eq!(of(&second, "5000"), want, "{change}");
+        if !change.starts_with("reset") {
+            assert_eq!(of(&second, "6000"), both_ways(400, 4), "{change}");
+        }
+        assert_eq!(host.losses()[0], said);
+        host.stop();
+        // Nothing of it was booked. It is still there, once.
+        host.start_from("5000", true, Some(&first));
+        let third = host.read();
+        assert_eq!((third.epoch, of(&third, "5000")), (second.epoch, want), "{change}");
+        assert_eq!(host.losses(), Vec::<String>::new(), "{change}");
+        host.stop();
+        host.here.ns.run(|| nft::clean(false)).unwrap();
+    }
 }
 
 #[test]
@@ -359,7 +416,7 @@ fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
         let foreign = |error: Option<MeterError>| {
             assert!(matches!(error, Some(MeterError::ForeignRules { .. })), "{error:?}");
         };
-        foreign(NftMeter::start(&groups("443"), true).err());
+        foreign(NftMeter::start(&groups("443"), true, None).err());
         foreign(Installed::open().err());
         foreign(nft::clean(false).err());
         foreign(nft::clean_port(443, false).err());
@@ -435,7 +492,8 @@ fn rules_of_others_stay_byte_for_byte_as_they_are() {
         let list = || ns.sh(&["nft", "-a", "list", "ruleset"]);
         let before = list();
         let theirs = || list().split("table inet traffic").next().unwrap_or_default().to_owned();
-        let mut meter = ns.run(|| NftMeter::start(&groups("443,20000-20100/udp"), true)).unwrap();
+        let mut meter =
+            ns.run(|| NftMeter::start(&groups("443,20000-20100/udp"), true, None)).unwrap();
         prop_assert_eq!(&theirs(), &before);
         ns.run(|| meter.watch(&groups("443,8443/tcp,30000-33000"))).unwrap();
         prop_assert_eq!(&theirs(), &before);

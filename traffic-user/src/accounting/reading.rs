@@ -91,6 +91,14 @@ impl Traffic {
         *sum_packets = sum_packets.saturating_add(packets);
     }
 
+    /// Bytes and packets of one direction.
+    pub const fn way(self, direction: Direction) -> (u64, u64) {
+        match direction {
+            Direction::Input => (self.input_bytes, self.input_packets),
+            Direction::Output => (self.output_bytes, self.output_packets),
+        }
+    }
+
     /// Both directions' bytes.
     pub const fn bytes(self) -> u64 {
         self.input_bytes.saturating_add(self.output_bytes)

@@ -279,6 +279,15 @@ impl State {
         &self.frame
     }
 
+    /// Readings of counters that nobody else has counted for since: what they count from there on is to be
+    /// booked, also by counters that take their place.
+    pub fn unfinished(&self) -> Vec<&Snapshot> {
+        let read_last = |snapshot: &&Snapshot| {
+            self.active.is_empty() || self.active.contains(&snapshot.meter)
+        };
+        self.frame.snapshots().iter().filter(read_last).collect()
+    }
+
     /// Whose bytes they were.
     pub fn merge(&self) -> &Merge {
         &self.merge

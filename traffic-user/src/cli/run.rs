@@ -169,7 +169,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let meter = Meter::start(&options, &groups)?;
+    let meter = Meter::start(&options, &groups, &state.unfinished())?;
     if let Some(proxy) = &mut proxy
         && let Err(error) = proxy.watch()
     {

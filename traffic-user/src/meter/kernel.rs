@@ -60,14 +60,21 @@ impl Meter {
     /// Begins, or with `persist` goes on, to count `groups`; on devices only once
     /// [`count_on`](Self::count_on) names them.
     ///
+    /// `booked` are the readings up to which all that was counted is in the ledger. Rules that were damaged
+    /// since then lose nothing of what the rest of them has counted.
+    ///
     /// # Errors
     ///
     /// With `auto`, whatever a meter that could work has against it; where none can, all reasons
     /// together. Nothing is left attached or set then.
-    pub fn start(options: &Options, groups: &Groups) -> Result<Self, MeterError> {
+    pub fn start(
+        options: &Options,
+        groups: &Groups,
+        booked: &[&Snapshot],
+    ) -> Result<Self, MeterError> {
         let (source, passed_over) = match options.kind {
-            Some(kind) => (Source::start(kind, options, groups)?, Vec::new()),
-            None => Source::best(options, groups)?,
+            Some(kind) => (Source::start(kind, options, groups, booked)?, Vec::new()),
+            None => Source::best(options, groups, booked)?,
         };
         let pins = options.persist.then(|| options.pins.clone());
         Ok(Self { source, passed_over, pins })
@@ -186,18 +193,29 @@ impl Meter {
 }
 
 impl Source {
-    fn start(kind: MeterKind, options: &Options, groups: &Groups) -> Result<Self, MeterError> {
+    fn start(
+        kind: MeterKind,
+        options: &Options,
+        groups: &Groups,
+        booked: &[&Snapshot],
+    ) -> Result<Self, MeterError> {
+        let persist = options.persist;
+        let booked = booked.iter().find(|booked| booked.meter == kind.name()).copied();
         Ok(match kind {
             MeterKind::Ebpf(hook) => {
                 Self::Ebpf(Box::new(EbpfMeter::start(&options.ebpf(Some(hook)), groups)?))
             }
-            MeterKind::Nft => Self::Nft(NftMeter::start(groups, options.persist)?),
-            MeterKind::Iptables => Self::Iptables(IptablesMeter::start(groups, options.persist)?),
+            MeterKind::Nft => Self::Nft(NftMeter::start(groups, persist, booked)?),
+            MeterKind::Iptables => Self::Iptables(IptablesMeter::start(groups, persist, booked)?),
         })
     }
 
     /// The first that works, and why better ones do not.
-    fn best(options: &Options, groups: &Groups) -> Result<(Self, Reasons), MeterError> {
+    fn best(
+        options: &Options,
+        groups: &Groups,
+        booked: &[&Snapshot],
+    ) -> Result<(Self, Reasons), MeterError> {
         let mut reasons = Reasons::new();
         match EbpfMeter::start(&options.ebpf(None), groups) {
             Ok(meter) => {
@@ -212,7 +230,7 @@ impl Source {
             Err(error) => return Err(error),
         }
         for kind in [MeterKind::Nft, MeterKind::Iptables] {
-            match Self::start(kind, options, groups) {
+            match Self::start(kind, options, groups, booked) {
                 Ok(source) => {
                     tracing::warn!(
                         meter = kind.name(),

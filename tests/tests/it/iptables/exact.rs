@@ -52,7 +52,7 @@ fn programs_and_rules_of_nft_and_of_iptables_count_the_same() {
     for site in Site::both() {
         without_offloads(&site);
         let ns = &site.here.ns;
-        let mut nft = ns.run(|| NftMeter::start(&parse(list), false)).expect("start nft");
+        let mut nft = ns.run(|| NftMeter::start(&parse(list), false, None)).expect("start nft");
         let mut iptables = site.start(list, false).expect("start iptables");
         let folders = Folders::new();
         let args = ["--no-proxy", "--meter", "tcx", "--iface", "eth0", "--ports", list];

@@ -85,7 +85,7 @@ fn any_rules_of_others_stay_byte_for_byte_as_they_are() {
             };
             let before = list();
             let mut meter =
-                ns.run(|| IptablesMeter::start(&parse("443,20000-20100/udp"), true)).unwrap();
+                ns.run(|| IptablesMeter::start(&parse("443,20000-20100/udp"), true, None)).unwrap();
             prop_assert_eq!(meter.backend(), backend);
             prop_assert!(list() != before);
             prop_assert_eq!(&theirs(), &before);

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    MeterError, Window, host, nanoseconds,
+    Last, MeterError, Window, host, nanoseconds,
     rules::{self, CHAINS, Note, Ours},
     snapshot,
     tool::{self, Tool},
@@ -62,7 +62,7 @@ impl Installed {
             .tools
             .iter()
             .zip(&found)
-            .map(|(tool, ours)| (tool.family, totals(&ours.carries, ours)))
+            .map(|(tool, ours)| (tool.family, totals(&ours.carries, &Last::of(ours).values)))
             .collect();
         let known = known.iter().map(|(group, text, watched)| (group, text, *watched));
         Ok(snapshot(Note { gap, ..note }, window, known, &sides))

@@ -5,6 +5,7 @@
 //! passes every rule, so this is the last resort. Bytes are those of socket buffers
 //! ([`Layer::L3Skb`]). Rules of others are never touched.
 
+mod adopt;
 mod clean;
 mod foreign;
 mod installed;
@@ -42,6 +43,9 @@ const MANY_PORTS: usize = 100;
 /// Bytes and packets of each rule that counts.
 type Values = HashMap<Counting, (u64, u64)>;
 
+/// What each group has in one family.
+type Totals = HashMap<String, Carry>;
+
 /// Rules that count, put in by this process or taken over from an earlier one.
 #[derive(Debug)]
 pub struct IptablesMeter {
@@ -62,6 +66,8 @@ struct Side {
     /// What to add to the counters, by group.
     carries: Vec<(String, Carry)>,
     last: Last,
+    /// What the last reading said; `None` when that was the last look.
+    given: Option<Totals>,
     /// Whether the note there says that it was seen with its count.
     proven: bool,
 }
@@ -69,6 +75,22 @@ struct Side {
 impl Side {
     fn note(&self, note: Note) -> Note {
         Note { canary: self.proven, ..note }
+    }
+
+    /// What each group had at the last look.
+    fn totals(&self) -> Totals {
+        totals(&self.carries, &self.last.values)
+    }
+
+    /// What was counted until the last look and is in no reading.
+    fn unread(&self) -> Totals {
+        let Some(given) = &self.given else { return Totals::new() };
+        let mut unread = self.totals();
+        for (group, total) in &mut unread {
+            *total = total.above(given.get(group).copied().unwrap_or_default());
+        }
+        unread.retain(|_, total| *total != Carry::default());
+        unread
     }
 }
 
@@ -98,13 +120,20 @@ impl IptablesMeter {
     /// Puts the rules in for these groups. With `persist` they stay when the process ends, and rules
     /// that an earlier one left so are taken over with their epoch.
     ///
+    /// `booked` is what was last made use of: where the rules were damaged since, what is left of them
+    /// begins another epoch with what it has counted after that.
+    ///
     /// # Errors
     ///
     /// [`MeterError::NoTool`], [`MeterError::Denied`], [`MeterError::Unsupported`],
     /// [`MeterError::Locked`], [`MeterError::Tool`]; [`MeterError::ForeignRules`] when a chain of our
     /// name is not ours; [`MeterError::OtherRules`] when rules are there that shall go on and `persist`
     /// was not asked for. The rules are then as they were.
-    pub fn start(groups: &Groups, persist: bool) -> Result<Self, MeterError> {
+    pub fn start(
+        groups: &Groups,
+        persist: bool,
+        booked: Option<&Snapshot>,
+    ) -> Result<Self, MeterError> {
         let tools = tool::choose()?;
         let found = tools.iter().map(Tool::ours).collect::<Result<Vec<_>, _>>()?;
         let note = found.iter().find_map(|ours| ours.note);
@@ -115,33 +144,46 @@ impl IptablesMeter {
                 what: "the iptables chains TRAFFIC_IN and TRAFFIC_OUT".into(),
                 reason: "go on counting; run with --persist to take them over".into(),
             }),
-            (Some(note), true) => Self::adopt(tools, &found, note, groups),
-            (None, _) => Self::fresh(tools, &found, groups, persist),
+            (Some(note), true) => Self::adopt(tools, &found, note, groups, booked),
+            (None, _) => {
+                let lost = note.is_none() && found.iter().any(|ours| !ours.counting.is_empty());
+                Self::fresh(tools, &found, groups, persist, lost)
+            }
         }
     }
 
-    /// Puts all in at once. What a killed run left goes in the same change.
+    /// Puts all in at once. What a killed run left goes in the same change; `lost` when nothing says any
+    /// more what that was.
     fn fresh(
         tools: Vec<Tool>,
         found: &[Ours],
         groups: &Groups,
         persist: bool,
+        lost: bool,
     ) -> Result<Self, MeterError> {
         let note = Note {
             epoch: host::random(),
             since: seconds(),
             boot: host::boot_id(),
             persist,
-            gap: false,
+            gap: lost,
             canary: false,
         };
-        let side =
-            |tool| Side { tool, carries: Vec::new(), last: Last::default(), proven: false };
+        let side = |tool| Side {
+            tool,
+            carries: Vec::new(),
+            last: Last::default(),
+            given: None,
+            proven: false,
+        };
         let mut meter = Self {
             sides: tools.into_iter().map(side).collect(),
             note,
             known: groups.iter().cloned().map(Known::new).collect(),
-            losses: Vec::new(),
+            losses: lost
+                .then(|| format!("the rules of {} were gone", rules::NOTE))
+                .into_iter()
+                .collect(),
             made: true,
             leaves: false,
         };
@@ -163,46 +205,16 @@ impl IptablesMeter {
         Ok(meter)
     }
 
-    /// Goes on with rules that are there. What is missing of them is a loss, and so is what they counted
-    /// when somebody set their counters back.
-    fn adopt(
-        tools: Vec<Tool>,
-        found: &[Ours],
-        note: Note,
-        groups: &Groups,
-    ) -> Result<Self, MeterError> {
-        let mut known: Vec<Known> = Vec::new();
-        let mut texts = HashSet::new();
-        for (text, watched) in installed::texts_of(found) {
-            if texts.insert(text.as_str())
-                && let Some(group) = rules::group(text)
-            {
-                known.push(Known { group: Arc::new(group), text: text.clone(), watched });
-            }
-        }
-        let side = |(tool, ours): (Tool, &Ours)| {
-            let proven = ours.note.is_some_and(|note| note.canary);
-            let last = Last { canary: proven, ..Last::of(ours) };
-            Side { tool, carries: ours.carries.clone(), last, proven }
-        };
-        let mut meter = Self {
-            sides: tools.into_iter().zip(found).map(side).collect(),
-            note,
-            known,
-            losses: Vec::new(),
-            made: false,
-            leaves: false,
-        };
-        meter.watch(groups)?;
-        Ok(meter)
-    }
-
     /// Counts these groups and no others. Groups that stay do not miss a packet.
     ///
     /// # Errors
     ///
     /// As [`start`](Self::start); the rules are then as they were.
     pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
+        for side in &mut self.sides {
+            // What is seen here is in no reading.
+            side.given = side.given.take().or_else(|| Some(side.totals()));
+        }
         let (found, _) = self.look()?;
         let before = self.known.iter().filter(|known| known.watched).map(|k| ports(&k.group)).sum();
         say_if_many(groups, before);
@@ -217,9 +229,9 @@ impl IptablesMeter {
         for known in known.iter_mut().filter(|known| going.contains(&known.text)) {
             known.watched = false;
         }
-        for ((side, ours), carries) in self.sides.iter().zip(&found).zip(&mut carries) {
+        for (side, carries) in self.sides.iter().zip(&mut carries) {
             // Their numbers stand still from now on, and go on from here if they come back.
-            let totals = totals(&side.carries, ours);
+            let totals = side.totals();
             carries.retain(|(text, _)| !going.contains(text));
             let kept = known.iter().filter(|known| going.contains(&known.text));
             carries.extend(kept.map(|known| {
@@ -291,9 +303,11 @@ impl IptablesMeter {
         if self.note.persist {
             self.prove(&found);
         }
-        let sides = self.sides.iter().zip(&found);
+        for side in &mut self.sides {
+            side.given = None;
+        }
         let sides: Vec<_> =
-            sides.map(|(side, ours)| (side.tool.family, totals(&side.carries, ours))).collect();
+            self.sides.iter().map(|side| (side.tool.family, side.totals())).collect();
         let known = self.known.iter().map(|known| (&known.group, &known.text, known.watched));
         Ok(snapshot(self.note, window, known, &sides))
     }
@@ -322,8 +336,7 @@ impl IptablesMeter {
                 continue;
             }
             let note = Note { canary: side.last.canary, ..note };
-            let wanted =
-                Wanted { note, carries: side.carries.clone(), counting: counting.clone() };
+            let wanted = Wanted { note, carries: side.carries.clone(), counting: counting.clone() };
             match side.tool.change(&ours.change(&wanted)) {
                 Ok(()) => side.proven = note.canary,
                 // Nothing is wrong with what is counted, and the next reading tries again.
@@ -377,14 +390,11 @@ fn counting(known: &[Known]) -> Vec<Counting> {
 }
 
 /// What each group has in one family: its rules' counters and what is to be added to them.
-fn totals(carries: &[(String, Carry)], ours: &Ours) -> HashMap<String, Carry> {
-    let mut totals: HashMap<String, Carry> = carries.iter().cloned().collect();
-    let mut seen = HashSet::new();
-    for (rule, bytes, packets) in &ours.counting {
-        if seen.insert(rule) {
-            let value = (i128::from(*bytes), i128::from(*packets));
-            totals.entry(rule.group.clone()).or_default().add(rule.tcp, rule.direction, value);
-        }
+fn totals(carries: &[(String, Carry)], values: &Values) -> Totals {
+    let mut totals: Totals = carries.iter().cloned().collect();
+    for (rule, (bytes, packets)) in values {
+        let value = (i128::from(*bytes), i128::from(*packets));
+        totals.entry(rule.group.clone()).or_default().add(rule.tcp, rule.direction, value);
     }
     totals
 }
@@ -394,7 +404,7 @@ fn snapshot<'a>(
     note: Note,
     window: Window,
     known: impl Iterator<Item = (&'a Arc<Group>, &'a String, bool)>,
-    sides: &[(Family, HashMap<String, Carry>)],
+    sides: &[(Family, Totals)],
 ) -> Snapshot {
     let groups = known.map(|(group, text, watched)| {
         let mut lanes = Lanes::default();

@@ -3,7 +3,7 @@
 use crate::accounting::reading::Direction;
 
 use super::{
-    Family, IptablesMeter, Last, MeterError, counting,
+    Family, IptablesMeter, Known, Last, MeterError, Totals, counting,
     rules::{self, CHAINS, Carry, Counting, NOTE, Note, Ours, Wanted},
     seconds,
 };
@@ -96,34 +96,36 @@ fn fell(there: &Last, last: &Last, rule: &Counting) -> bool {
     values.is_some_and(|(now, before)| now.0 < before.0 || now.1 < before.1)
 }
 
-/// What to add in a new epoch: rules that outlived the former one begin at what was last read of them.
+/// What to add in a new epoch: rules that outlived the former one begin at what was last seen of them, and
+/// what is in no reading comes on top.
 fn carries(
     ours: &Ours,
     wanted: &[Counting],
     last: &Last,
     reset: [bool; 2],
+    mut unread: Totals,
 ) -> Vec<(String, Carry)> {
     let there = Last::of(ours);
     let mut carries: Vec<(String, Carry)> = Vec::new();
     for rule in wanted {
+        // The rules of a group stand one behind the other.
+        if carries.last().is_none_or(|(group, _)| *group != rule.group) {
+            let unread = unread.remove(&rule.group).unwrap_or_default();
+            carries.push((rule.group.clone(), unread));
+        }
         let reset = reset[rule.direction as usize];
         if reset || !there.values.contains_key(rule) || fell(&there, last, rule) {
             continue;
         }
         let before = last.values.get(rule).copied().unwrap_or_default();
         let less = (-i128::from(before.0), -i128::from(before.1));
-        // The rules of a group stand one behind the other.
-        match carries.last_mut() {
-            Some((group, carry)) if *group == rule.group => {
-                carry.add(rule.tcp, rule.direction, less);
-            }
-            _ => {
-                let mut carry = Carry::default();
-                carry.add(rule.tcp, rule.direction, less);
-                carries.push((rule.group.clone(), carry));
-            }
+        if let Some((_, carry)) = carries.last_mut() {
+            carry.add(rule.tcp, rule.direction, less);
         }
     }
+    let mut others: Vec<_> = unread.into_iter().collect();
+    others.sort_by(|(a, _), (b, _)| a.cmp(b));
+    carries.extend(others);
     carries.retain(|(_, carry)| *carry != Carry::default());
     carries
 }
@@ -153,7 +155,7 @@ impl IptablesMeter {
         let next: Vec<_> = sides
             .map(|((side, ours), damage)| {
                 if ends {
-                    carries(ours, &wanted, &side.last, damage.reset)
+                    carries(ours, &wanted, &side.last, damage.reset, side.unread())
                 } else {
                     side.carries.clone()
                 }
@@ -164,13 +166,18 @@ impl IptablesMeter {
             let wanted = Wanted { note, carries, counting: wanted.clone() };
             side.tool.change(&ours.change(&wanted))?;
         }
+        if ends {
+            let has = |known: &Known| next.iter().flatten().any(|(group, _)| *group == known.text);
+            self.known.retain(|known| known.watched || has(known));
+        }
         for (side, carries) in self.sides.iter_mut().zip(next) {
             side.carries = carries;
+            if ends {
+                // No reading is of this epoch.
+                side.given = Some(Totals::new());
+            }
         }
         self.note = note;
-        if ends {
-            self.known.retain(|known| known.watched);
-        }
         for said in damages.into_iter().flat_map(|damage| damage.said) {
             self.losses.push(said);
         }

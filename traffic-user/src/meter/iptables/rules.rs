@@ -256,11 +256,24 @@ impl Carry {
         }
     }
 
+    /// What is above that of another, place by place.
+    pub(super) fn above(&self, other: Self) -> Self {
+        let mut rest = *self;
+        for (sum, less) in rest.0.iter_mut().zip(other.0) {
+            *sum = (sum.0.saturating_sub(less.0).max(0), sum.1.saturating_sub(less.1).max(0));
+        }
+        rest
+    }
+
+    /// What it has for one transport and direction.
+    pub(super) fn at(&self, tcp: bool, direction: Direction) -> (i128, i128) {
+        self.0.get(Self::place(tcp, direction)).copied().unwrap_or_default()
+    }
+
     /// One transport's traffic.
     pub(super) fn traffic(&self, tcp: bool) -> Traffic {
-        let at = |direction| self.0.get(Self::place(tcp, direction)).copied().unwrap_or_default();
         let whole = |value: i128| u64::try_from(value.max(0)).unwrap_or(u64::MAX);
-        let (input, output) = (at(Direction::Input), at(Direction::Output));
+        let (input, output) = (self.at(tcp, Direction::Input), self.at(tcp, Direction::Output));
         Traffic {
             input_bytes: whole(input.0),
             input_packets: whole(input.1),

@@ -12,7 +12,7 @@ mod ruleset;
 mod trial;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -62,11 +62,14 @@ pub struct NftMeter {
 }
 
 /// What the counters say, by entry and place.
-type Counts = HashMap<(u32, Place), Count>;
+type Counts = ruleset::Counts;
 
 impl NftMeter {
     /// Begins to count `groups`. With `persist` the rules stay when this value goes, and a start that
     /// finds such rules goes on with them, in the same epoch.
+    ///
+    /// `booked` is what was last made use of: where the rules were damaged since, what is left of them
+    /// begins another epoch with what it has counted after that.
     ///
     /// # Errors
     ///
@@ -74,7 +77,11 @@ impl NftMeter {
     /// [`MeterError::Unsupported`] without nf_tables, [`MeterError::ForeignRules`] when a table of our
     /// name is not ours, [`MeterError::OtherRules`] when ours count for a run with `persist` and this
     /// is none. Nothing is changed then.
-    pub fn start(groups: &Groups, persist: bool) -> Result<Self, MeterError> {
+    pub fn start(
+        groups: &Groups,
+        persist: bool,
+        booked: Option<&Snapshot>,
+    ) -> Result<Self, MeterError> {
         let tool = tool()?;
         let mut kernel = Kernel::open()?;
         let found = kernel.table()?;
@@ -89,23 +96,9 @@ impl NftMeter {
                     });
                 }
                 Some(about) if about.persist => {
-                    let size = size_of(found);
-                    lost = ruleset::lost(&ruleset::wanted(&about, size), Some(found));
-                    if lost.is_empty() {
-                        let mut meter = Self {
-                            tool,
-                            kernel,
-                            about,
-                            size,
-                            whole: Some(found.generation),
-                            last: counts(found),
-                            lost,
-                            made: false,
-                            temporary: false,
-                        };
-                        meter.watch(groups)?;
-                        return Ok(meter);
-                    }
+                    let mut meter = Self::adopt(tool, kernel, about, found, booked)?;
+                    meter.watch(groups)?;
+                    return Ok(meter);
                 }
                 // What a killed run left.
                 Some(_) => tracing::info!("nft rules that an earlier run left behind are replaced"),
@@ -130,6 +123,36 @@ impl NftMeter {
             made: true,
             temporary: !persist,
         })
+    }
+
+    /// Goes on with the rules of an earlier process, as if it had read them last when it was booked.
+    fn adopt(
+        tool: PathBuf,
+        kernel: Kernel,
+        about: About,
+        found: &Found,
+        booked: Option<&Snapshot>,
+    ) -> Result<Self, MeterError> {
+        let size = size_of(found);
+        let lost = ruleset::lost(&ruleset::wanted(&about, size), Some(found));
+        let there = counts(found);
+        let booked = booked.filter(|last| last.meter == NAME && last.epoch.0 == about.epoch);
+        let last = booked.map_or_else(|| there.clone(), |last| ruleset::counts_in(last, &about));
+        let mut meter = Self {
+            tool,
+            kernel,
+            about,
+            size,
+            whole: lost.is_empty().then_some(found.generation),
+            last,
+            lost: Vec::new(),
+            made: false,
+            temporary: false,
+        };
+        if !lost.is_empty() {
+            meter.put_back(lost, &there)?;
+        }
+        Ok(meter)
     }
 
     /// Watches these groups and no others, in one step. Groups that stay do not miss a packet.
@@ -224,21 +247,21 @@ impl NftMeter {
     fn put_back(&mut self, lost: Vec<String>, left: &Counts) -> Result<(), MeterError> {
         let mut about =
             About { epoch: host::random(), since: seconds(), gap: true, ..self.about.clone() };
-        about.entries.retain(|entry| entry.watched);
-        let begin = left
-            .iter()
-            .map(|(key, count)| {
-                let last = self.last.get(key).copied().unwrap_or_default();
-                (ruleset::counter(key.0, key.1), since(*count, last))
-            })
-            .collect();
+        let fresh = |(key, count): (&(u32, Place), &Count)| {
+            (*key, since(*count, self.last.get(key).copied().unwrap_or_default()))
+        };
+        let begin: Counts =
+            left.iter().map(fresh).filter(|(_, count)| *count != Count::default()).collect();
+        let unread: HashSet<u32> = begin.keys().map(|(id, _)| *id).collect();
+        about.entries.retain(|entry| entry.watched || unread.contains(&entry.id));
+        let begin =
+            begin.iter().map(|(key, count)| (ruleset::counter(key.0, key.1), *count)).collect();
         let size = ruleset::size_for(&about);
         let script = ruleset::script(&about, size, &begin);
         apply(&self.tool, "put the nft rules back", &script)?;
         self.about = about;
         self.size = size;
         self.whole = None;
-        self.made = true;
         self.last.clear();
         self.lost.extend(lost);
         Ok(())

@@ -24,7 +24,10 @@ use super::{
     kernel::TABLE,
     parse::{Chain, Count, Found, Hooked, Map, Rule},
 };
-use crate::accounting::reading::{Direction, Lane};
+use crate::accounting::{
+    ident::Group,
+    reading::{Direction, Lane, Lanes, Snapshot},
+};
 
 /// Comment of the table, by which it is known as ours.
 pub(super) const MARK: &str = "traffic: counts ports, decides nothing";
@@ -105,6 +108,25 @@ impl Place {
             self.name()
         )
     }
+}
+
+/// What counters say, by entry and place.
+pub(super) type Counts = HashMap<(u32, Place), Count>;
+
+/// What the counters said when this was read of them.
+pub(super) fn counts_in(snapshot: &Snapshot, about: &About) -> Counts {
+    let key = |group: &Group| (group.ranges().to_vec(), group.transport());
+    let read: HashMap<_, &Lanes> =
+        snapshot.groups.iter().map(|reading| (key(&reading.group), &reading.lanes)).collect();
+    let mut counts = Counts::new();
+    for entry in &about.entries {
+        let Some(lanes) = read.get(&key(&entry.group)) else { continue };
+        for place in Place::all().filter(|place| place.suits(entry)) {
+            let (bytes, packets) = lanes.lane(place.lane).way(place.direction);
+            counts.insert((entry.id, place), Count { packets, bytes });
+        }
+    }
+    counts
 }
 
 /// Name of the counter of an entry.

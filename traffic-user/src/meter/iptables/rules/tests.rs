@@ -5,14 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::meter::iptables::parse::tables;
 
-const NOTE_NOW: Note = Note {
-    epoch: 7,
-    since: 1_700_000_000,
-    boot: 9,
-    persist: true,
-    gap: false,
-    canary: false,
-};
+const NOTE_NOW: Note =
+    Note { epoch: 7, since: 1_700_000_000, boot: 9, persist: true, gap: false, canary: false };
 
 fn group(text: &str) -> Group {
     text.parse().unwrap()
