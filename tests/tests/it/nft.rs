@@ -382,6 +382,39 @@ fn what_a_damaged_table_counted_after_the_last_booking_is_not_lost() {
 }
 
 #[test]
+fn a_table_that_was_saved_and_loaded_again_is_ours_and_begins_anew() {
+    need!(Root, Netns, Tool("ip"), Tool("nft"));
+    let mut host = Host::new();
+    host.start("5000", true);
+    host.exchange(5000, 3);
+    let first = host.read();
+    let saved = host.here.ns.sh(&["nft", "list", "table", "inet", "traffic"]);
+    host.exchange(5000, 2);
+    assert_eq!(of(&host.read(), "5000"), both_ways(500, 5));
+    let load = |host: &Host| {
+        host.here.ns.nft(&format!("delete table inet traffic\n{saved}"));
+    };
+    let said = "the table inet traffic was loaded from a listing, with the numbers of another time";
+    load(&host);
+    let second = host.read();
+    assert!(second.epoch != first.epoch && second.coverage == Coverage::Gap);
+    assert_eq!((of(&second, "5000"), host.losses()), (Traffic::default(), vec![said.to_owned()]));
+    host.exchange(5000, 4);
+    assert_eq!(of(&host.read(), "5000"), both_ways(400, 4));
+
+    // And while nobody looks.
+    host.stop();
+    load(&host);
+    host.start_from("5000", true, Some(&first));
+    let third = host.read();
+    assert!(third.epoch != first.epoch && third.epoch != second.epoch);
+    assert_eq!((of(&third, "5000"), host.losses()), (Traffic::default(), vec![said.to_owned()]));
+    host.stop();
+    host.here.ns.run(|| nft::clean(false)).unwrap();
+    assert_eq!(host.rules(), "");
+}
+
+#[test]
 fn one_port_is_taken_off_and_the_others_count_on() {
     need!(Root, Netns, Tool("ip"), Tool("nft"));
     let mut host = Host::new();

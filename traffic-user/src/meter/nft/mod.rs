@@ -34,6 +34,7 @@ use crate::{
 };
 
 pub use installed::{Installed, clean, clean_port};
+pub(super) use installed::{clean_left, has_filter_chain};
 pub use trial::try_here;
 
 /// As the outputs write it.
@@ -136,6 +137,7 @@ impl NftMeter {
         let size = size_of(found);
         let lost = ruleset::lost(&ruleset::wanted(&about, size), Some(found));
         let there = counts(found);
+        let (lost, left) = left_of(found, lost);
         let booked = booked.filter(|last| last.meter == NAME && last.epoch.0 == about.epoch);
         let last = booked.map_or_else(|| there.clone(), |last| ruleset::counts_in(last, &about));
         let mut meter = Self {
@@ -150,7 +152,7 @@ impl NftMeter {
             temporary: false,
         };
         if !lost.is_empty() {
-            meter.put_back(lost, &there)?;
+            meter.put_back(lost, &left)?;
         }
         Ok(meter)
     }
@@ -237,8 +239,11 @@ impl NftMeter {
         if let Some(found) = &found {
             not_foreign(found)?;
         }
-        let counts = found.as_ref().map(counts).unwrap_or_default();
-        self.put_back(lost, &counts)?;
+        let (lost, left) = match &found {
+            Some(found) => left_of(found, lost),
+            None => (lost, Counts::new()),
+        };
+        self.put_back(lost, &left)?;
         Ok(None)
     }
 
@@ -332,6 +337,16 @@ fn read(kernel: &mut Kernel) -> Result<Counts, MeterError> {
 
 fn counts(found: &Found) -> Counts {
     found.counters.iter().filter_map(|(name, count)| Some((owner(name)?, *count))).collect()
+}
+
+/// What is to be said of a table that is not as it should be, and what its counters have counted for us.
+fn left_of(found: &Found, lost: Vec<String>) -> (Vec<String>, Counts) {
+    if lost.is_empty() || !ruleset::is_loaded(found) {
+        return (lost, counts(found));
+    }
+    // What was counted before the listing was saved is in them and is charged already.
+    let said = "the table inet traffic was loaded from a listing, with the numbers of another time";
+    (vec![said.to_owned()], Counts::new())
 }
 
 fn size_of(found: &Found) -> u32 {

@@ -96,17 +96,28 @@ impl Place {
 
     /// As the kernel says it.
     fn expressions(self) -> String {
+        let [family, protocol, port] = self.parts();
+        format!("{protocol}; {family}; {port}")
+    }
+
+    /// The same when it was loaded from what `nft list` writes.
+    fn loaded(self) -> String {
+        let [family, protocol, port] = self.parts();
+        format!("{family}; {protocol}; {port}")
+    }
+
+    fn parts(self) -> [String; 3] {
         let (family, protocol) =
             (if self.lane.ipv4() { "02" } else { "0a" }, if self.lane.tcp() { "06" } else { "11" });
         let offset = match self.direction {
             Direction::Input => 2,
             Direction::Output => 0,
         };
-        format!(
-            "meta 16 1 -; cmp 1 0 {protocol}; meta 15 1 -; cmp 1 0 {family}; \
-             payload 2 {offset} 2 1; objref 1 @{}",
-            self.name()
-        )
+        [
+            format!("meta 15 1 -; cmp 1 0 {family}"),
+            format!("meta 16 1 -; cmp 1 0 {protocol}"),
+            format!("payload 2 {offset} 2 1; objref 1 @{}", self.name()),
+        ]
     }
 }
 
@@ -244,13 +255,21 @@ pub(super) fn foreign(found: &Found) -> Option<String> {
     }
     let known = |rule: &Rule| match rule.chain.as_str() {
         ABOUT => rule.text == "immediate",
-        chain => Place::all().any(|p| p.chain() == chain && p.expressions() == rule.text),
+        chain => Place::all()
+            .filter(|place| place.chain() == chain)
+            .any(|place| place.expressions() == rule.text || place.loaded() == rule.text),
     };
     found
         .rules
         .iter()
         .find(|rule| !known(rule))
         .and_then(|rule| inside("a rule of the chain", &rule.chain))
+}
+
+/// Whether the table was loaded from a listing that somebody saved. Its counters begin with what they had
+/// then.
+pub(super) fn is_loaded(found: &Found) -> bool {
+    found.rules.iter().any(|rule| Place::all().any(|place| place.loaded() == rule.text))
 }
 
 /// What of the wanted is not there, in words; nothing when all of it is. Whether others put something
