@@ -1,6 +1,7 @@
 //! The fallback as a user meets it: `run`, `dump`, `clean` and `iptables` where rules count.
 
 mod adopted;
+mod left;
 
 use std::{
     fs,
@@ -121,6 +122,7 @@ macro_rules! needs {
         )
     };
 }
+use needs;
 
 #[test]
 fn a_run_with_rules_counts_exactly_and_leaves_the_rules_as_they_were() {

@@ -12,7 +12,7 @@ use super::{
     host::{Reasons, Trial},
     iptables::{self, IptablesMeter},
     nft::{self, NftMeter},
-    takeover::{self, Handover},
+    takeover::{self, Handover, Left},
 };
 use crate::accounting::{
     ident::{Group, Groups, Hook, MeterKind},
@@ -45,8 +45,8 @@ impl Options {
 pub struct Meter {
     source: Source,
     passed_over: Reasons,
-    /// Folder of the pins, as long as what another kind of meter left to count may be there.
-    pins: Option<PathBuf>,
+    /// Where another kind of meter may have left something to count, as long as nobody looked.
+    left: Option<Left>,
 }
 
 /// Adding a source makes the compiler list every place to think about.
@@ -63,6 +63,9 @@ impl Meter {
     /// `booked` are the readings up to which all that was counted is in the ledger. Rules that were damaged
     /// since then lose nothing of what the rest of them has counted.
     ///
+    /// The caller holds the [`Lock`](super::Lock) of this network namespace: without it the next start takes
+    /// rules of a run without `persist` for those of a killed one.
+    ///
     /// # Errors
     ///
     /// With `auto`, whatever a meter that could work has against it; where none can, all reasons
@@ -76,8 +79,8 @@ impl Meter {
             Some(kind) => (Source::start(kind, options, groups, booked)?, Vec::new()),
             None => Source::best(options, groups, booked)?,
         };
-        let pins = options.persist.then(|| options.pins.clone());
-        Ok(Self { source, passed_over, pins })
+        let left = Some(Left { pins: options.pins.clone(), persist: options.persist });
+        Ok(Self { source, passed_over, left })
     }
 
     /// Counts on the chosen devices and no others. A meter that devices do not matter to does nothing.
@@ -135,22 +138,23 @@ impl Meter {
         &self.passed_over
     }
 
-    /// With `persist`, takes the place of another kind of meter of ours that was left to count, once this
-    /// one counts: on devices only when there is one. Looks for it until that was done once. Gives what was
-    /// taken off, and why something was not: it goes on then, and is not looked for again.
+    /// Takes the place of another kind of meter of ours that was left to count, once this one counts: on
+    /// devices only when there is one. Without `persist` only that of rules which a killed run left. Looks
+    /// for it until that was done once. Gives what was taken off, and why something was not: it goes on
+    /// then, and is not looked for again.
     pub fn take_over(&mut self) -> (Vec<Handover>, Option<MeterError>) {
         if self.waits() {
             return (Vec::new(), None);
         }
-        match self.pins.take() {
-            Some(pins) => takeover::take_over(self, &pins),
+        match self.left.take() {
+            Some(left) => takeover::take_over(self, &left),
             None => (Vec::new(), None),
         }
     }
 
     /// Whether it is yet to take the place of what may be there, because it does not count on any device.
     pub fn waits(&self) -> bool {
-        self.pins.is_some() && self.kind().on_devices() && self.devices().next().is_none()
+        self.left.is_some() && self.kind().on_devices() && self.devices().next().is_none()
     }
 
     /// Devices that are counted now; none where devices do not matter.

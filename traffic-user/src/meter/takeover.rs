@@ -1,11 +1,11 @@
 //! From one kind of meter to another, where both are ours and one was left to count: a new kernel, or
-//! another `--meter`.
+//! another `--meter`. Also from what a killed run left, which goes on counting for nobody.
 //!
 //! The new one is counting before the old one is taken off. Both are read right after one another; what
 //! the old one has then is its last word, what the new one has then is where its numbers begin. So a byte
 //! is in one of them.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::{
     ebpf::{self, Pinned},
@@ -25,34 +25,48 @@ pub struct Handover {
     pub baseline: Snapshot,
 }
 
+/// What may have been left to count.
+#[derive(Clone, Debug)]
+pub(super) struct Left {
+    /// Folder of the pins.
+    pub(super) pins: PathBuf,
+    /// Whether what was left to go on is taken over as well; without it only what a killed run left.
+    pub(super) persist: bool,
+}
+
 /// Takes the place of meters of another kind that were left to count, one after the other. Gives those
 /// that were taken off, even when another cannot be read or taken off, which goes on then.
-pub(super) fn take_over(meter: &mut Meter, pins: &Path) -> (Vec<Handover>, Option<MeterError>) {
+pub(super) fn take_over(meter: &mut Meter, left: &Left) -> (Vec<Handover>, Option<MeterError>) {
     let mut done = Vec::new();
-    let error = each(meter, pins, &mut done).err();
+    let error = each(meter, left, &mut done).err();
     (done, error)
 }
 
-fn each(meter: &mut Meter, pins: &Path, done: &mut Vec<Handover>) -> Result<(), MeterError> {
+fn each(meter: &mut Meter, left: &Left, done: &mut Vec<Handover>) -> Result<(), MeterError> {
     let kind = meter.kind();
-    if !matches!(kind, MeterKind::Ebpf(_))
-        && let Some(pinned) = Pinned::open(pins)?
+    if left.persist
+        && !matches!(kind, MeterKind::Ebpf(_))
+        && let Some(pinned) = Pinned::open(&left.pins)?
     {
         done.push(at_one_time(pinned.read()?, meter)?);
         drop(pinned);
-        ebpf::clean(pins, false)?;
+        ebpf::clean(&left.pins, false)?;
     }
-    if kind != MeterKind::Nft
-        && let Some(rules) = or_absent(nft::Installed::open())?
-    {
-        done.push(at_one_time(rules.read()?, meter)?);
-        nft::clean(false)?;
+    if kind != MeterKind::Nft {
+        if let Some(rules) = or_absent(nft::Installed::open())?
+            && (left.persist || !rules.persist())
+        {
+            done.push(at_one_time(rules.read()?, meter)?);
+        }
+        or_absent(nft::clean_left(left.persist).map(Some))?;
     }
-    if kind != MeterKind::Iptables
-        && let Some(rules) = or_absent(iptables::Installed::open())?
-    {
-        done.push(at_one_time(rules.read()?, meter)?);
-        iptables::clean(false)?;
+    if kind != MeterKind::Iptables && iptables::is_anything_here() {
+        if let Some(rules) = or_absent(iptables::Installed::open())?
+            && (left.persist || !rules.persist())
+        {
+            done.push(at_one_time(rules.read()?, meter)?);
+        }
+        iptables::clean_left(left.persist)?;
     }
     Ok(())
 }

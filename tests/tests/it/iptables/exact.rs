@@ -52,8 +52,9 @@ fn programs_and_rules_of_nft_and_of_iptables_count_the_same() {
     for site in Site::both() {
         without_offloads(&site);
         let ns = &site.here.ns;
-        let mut nft = ns.run(|| NftMeter::start(&parse(list), false, None)).expect("start nft");
-        let mut iptables = site.start(list, false).expect("start iptables");
+        let mut nft = ns.run(|| NftMeter::start(&parse(list), true, None)).expect("start nft");
+        // They are left to go on: the daemon would take off what a killed run left.
+        let mut iptables = site.start(list, true).expect("start iptables");
         let folders = Folders::new();
         let args = ["--no-proxy", "--meter", "tcx", "--iface", "eth0", "--ports", list];
         let mut daemon = folders.start(ns, &args);

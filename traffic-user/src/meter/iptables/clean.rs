@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::{
-    MeterError,
-    rules::{self, Counting, Ours},
+    Backend, Family, MeterError, host,
+    rules::{self, Counting, NOTE, Note, Ours},
     tool::{self, Tool},
 };
+use crate::meter::nft;
 
 /// Takes off all of ours, in both back ends and both families. Gives a line for each thing; with
 /// `dry_run` only says them.
@@ -21,6 +22,35 @@ pub fn clean(dry_run: bool) -> Result<Vec<String>, MeterError> {
         }
         Ok(said(tool, ours))
     })
+}
+
+/// Takes off what a killed run or an earlier boot left, in whatever back end: nobody goes on with it. With
+/// `persist` also what was left to go on.
+pub(in crate::meter) fn clean_left(persist: bool) -> Result<(), MeterError> {
+    let goes_on = |note: Note| note.persist && note.boot == host::boot_id();
+    let tools = tool::all();
+    let note = |tool: &Tool| tool.ours().ok().and_then(|ours| ours.note);
+    let notes: Vec<_> =
+        tools.iter().filter_map(|tool| note(tool).map(|note| (tool.backend, note))).collect();
+    let of = |backend| notes.iter().filter(move |(own, _)| *own == backend);
+    each(|tool, ours| {
+        let left = of(tool.backend).next().is_some();
+        if left && (persist || !of(tool.backend).any(|(_, note)| goes_on(*note))) {
+            tool.change(&ours.removal())?;
+        }
+        Ok(Vec::new())
+    })
+    .map(drop)
+}
+
+/// Whether there is anything of ours in any back end, found out without a list of all rules where that can
+/// be.
+pub(in crate::meter) fn is_anything_here() -> bool {
+    let has = |tool: &Tool| match tool.backend {
+        Backend::Legacy => tool.ours().is_ok_and(|ours| !ours.is_empty()),
+        Backend::Nft => nft::has_filter_chain(tool.family == Family::V6, NOTE),
+    };
+    tool::all().iter().any(has)
 }
 
 /// Takes off the rules of every group that counts this port, and with the last of them all of ours. A

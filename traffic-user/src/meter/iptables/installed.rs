@@ -15,6 +15,7 @@ use crate::accounting::{ident::Group, reading::Snapshot};
 #[derive(Debug)]
 pub struct Installed {
     tools: Vec<Tool>,
+    persist: bool,
 }
 
 impl Installed {
@@ -31,7 +32,13 @@ impl Installed {
             tools => tools?,
         };
         let found = tools.iter().map(Tool::ours).collect::<Result<Vec<_>, _>>()?;
-        Ok(note(&found).map(|_| Self { tools }))
+        Ok(note(&found).map(|note| Self { tools, persist: note.persist }))
+    }
+
+    /// Whether they were left to go on without a process. Without one that runs, the others are what a
+    /// killed run left.
+    pub const fn persist(&self) -> bool {
+        self.persist
     }
 
     /// Reads their counters.

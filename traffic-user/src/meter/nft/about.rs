@@ -10,7 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::accounting::ident::{Group, Groups};
+use crate::{
+    accounting::ident::{Group, Groups},
+    meter::host,
+};
 
 /// Begins the first piece, with the version of what follows.
 const HEAD: &str = "traffic-1";
@@ -23,6 +26,8 @@ pub(super) struct About {
     pub(super) epoch: u64,
     /// When it began, seconds of Unix time.
     pub(super) since: i64,
+    /// The boot in which it was made: a table that was saved and loaded again is another.
+    pub(super) boot: u64,
     /// Whether it was made to go on without a daemon.
     pub(super) persist: bool,
     /// Whether something may have been missed since the epoch began.
@@ -40,6 +45,16 @@ pub(super) struct Entry {
 }
 
 impl About {
+    /// Whether it was made since the host was started.
+    pub(super) fn is_of_this_boot(&self) -> bool {
+        self.boot == host::boot_id()
+    }
+
+    /// Whether its counters go on without a process: the next start takes them over.
+    pub(super) fn goes_on(&self) -> bool {
+        self.persist && self.is_of_this_boot()
+    }
+
     /// The same with these groups watched and no others. Those that are no longer watched stay, with
     /// their numbers, until the epoch ends.
     pub(super) fn watching(&self, groups: &Groups) -> Self {
@@ -77,9 +92,10 @@ impl About {
         }
         let flags = [self.persist, self.gap].map(u8::from);
         let head = format!(
-            "{HEAD} {:016x} {} {} {} {}",
+            "{HEAD} {:016x} {} {:016x} {} {} {}",
             self.epoch,
             self.since,
+            self.boot,
             flags[0],
             flags[1],
             text.len()
@@ -99,6 +115,7 @@ impl About {
         }
         let epoch = u64::from_str_radix(head.next()?, 16).ok()?;
         let since = head.next()?.parse().ok()?;
+        let boot = u64::from_str_radix(head.next()?, 16).ok()?;
         let persist = head.next()? == "1";
         let gap = head.next()? == "1";
         let length: usize = head.next()?.parse().ok()?;
@@ -109,7 +126,7 @@ impl About {
         let entries = text.split_terminator(';').map(entry).collect::<Option<Vec<_>>>()?;
         let ids: HashSet<u32> = entries.iter().map(|entry| entry.id).collect();
         let all = ids.len() == entries.len();
-        all.then_some(Self { epoch, since, persist, gap, entries })
+        all.then_some(Self { epoch, since, boot, persist, gap, entries })
     }
 
     /// Groups that are watched.
@@ -169,7 +186,8 @@ mod tests {
     use crate::accounting::ident::{PortRange, Transport};
 
     fn about(groups: &str) -> About {
-        let empty = About { epoch: 7, since: -5, persist: true, gap: false, entries: Vec::new() };
+        let empty =
+            About { epoch: 7, since: -5, boot: 9, persist: true, gap: false, entries: Vec::new() };
         if groups.is_empty() { empty } else { empty.watching(&Groups::parse(groups, 100).unwrap()) }
     }
 
@@ -181,7 +199,7 @@ mod tests {
     fn a_table_says_whose_counters_are_whose() {
         let about = about("443/tcp,20000-50000/udp=hop; \"x\"\\");
         let want = [
-            "traffic-1 0000000000000007 -5 1 0 48",
+            "traffic-1 0000000000000007 -5 0000000000000009 1 0 48",
             "1+443/tcp;2+20000-50000/udp=hop%3B%20%22x%22%5C;",
         ];
         assert_eq!(about.comments(), want);
@@ -218,11 +236,12 @@ mod tests {
             less.remove(gone);
             assert_eq!(read(&less), None, "without piece {gone}");
         }
-        for strange in ["", "traffic-1", "traffic-2 0 0 0 0 0", "traffic-1 0 0 0 0 9", "x y z"] {
+        for strange in ["", "traffic-1", "traffic-2 0 0 0 0 0 0", "traffic-1 0 0 0 0 0 9", "x y z"]
+        {
             assert_eq!(About::from_comments([strange]), None, "{strange}");
         }
         for entries in ["1+443;1+80;", "443;", "+443;", "1+%4;", "1+%ff;", "1+0;"] {
-            let head = format!("traffic-1 0 0 0 0 {}", entries.len());
+            let head = format!("traffic-1 0 0 0 0 0 {}", entries.len());
             assert_eq!(About::from_comments([&head[..], entries]), None, "{entries}");
         }
     }

@@ -19,17 +19,26 @@ use crate::{
 };
 
 /// Rules of ours that are in place, whoever set them, opened for reading.
-pub struct Installed(());
+pub struct Installed {
+    persist: bool,
+}
 
 impl Installed {
-    /// `None` when there are none in this network namespace.
+    /// `None` when there are none in this network namespace, or none of this boot.
     ///
     /// # Errors
     ///
     /// [`MeterError::ForeignRules`] when the table of our name is not ours, [`MeterError::Denied`]
     /// without CAP_NET_ADMIN.
     pub fn open() -> Result<Option<Self>, MeterError> {
-        Ok(look(&mut Kernel::open()?)?.map(|_| Self(())))
+        let found = look(&mut Kernel::open()?)?.filter(|(_, about)| about.is_of_this_boot());
+        Ok(found.map(|(_, about)| Self { persist: about.persist }))
+    }
+
+    /// Whether they were left to go on without a process. Without one that runs, the others are what a
+    /// killed run left.
+    pub const fn persist(&self) -> bool {
+        self.persist
     }
 
     /// Reads all counters. Resets and repairs nothing: where something is missing, the snapshot has a
@@ -58,6 +67,21 @@ fn look(kernel: &mut Kernel) -> Result<Option<(Found, About)>, MeterError> {
     };
     not_foreign(&found)?;
     Ok(ruleset::about(&found).map(|about| (found, about)))
+}
+
+/// Whether `iptables-nft` has a chain of this name for this version of IP; no where that cannot be told.
+pub(in crate::meter) fn has_filter_chain(ipv6: bool, name: &str) -> bool {
+    Kernel::open().and_then(|mut kernel| kernel.has_filter_chain(ipv6, name)).unwrap_or(false)
+}
+
+/// Takes off what a killed run or an earlier boot left: nobody goes on with it. With `persist` also what was
+/// left to go on.
+pub(in crate::meter) fn clean_left(persist: bool) -> Result<(), MeterError> {
+    let mut kernel = Kernel::open()?;
+    match look(&mut kernel)? {
+        Some((_, about)) if persist || !about.goes_on() => remove(&tool()?, &mut kernel),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Takes our table off; nothing where there is none.

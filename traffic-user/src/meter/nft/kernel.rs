@@ -27,6 +27,8 @@ use crate::meter::error::{MeterError, cause};
 pub(super) const TABLE: &str = "traffic";
 
 const NFPROTO_INET: u8 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 
 const NFT_MSG_GETTABLE: u16 = 1;
@@ -40,6 +42,7 @@ const NFT_MSG_GETFLOWTABLE: u16 = 23;
 
 /// In all the messages about a thing of a table its table is the first attribute.
 const OF_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_OBJ_TYPE: u16 = 3;
 
@@ -110,6 +113,20 @@ impl Kernel {
         self.ask(NFT_MSG_GETGEN, NLM_F_ACK, &[], |body| generation = parse::generation(body))
             .map_err(|no| failed("ask for the generation of the nft rules", no))?;
         Ok(generation.unwrap_or(0))
+    }
+
+    /// Whether the table `filter` of this version of IP, where `iptables-nft` has its rules, has a chain of
+    /// this name.
+    pub(super) fn has_filter_chain(&mut self, ipv6: bool, name: &str) -> Result<bool, MeterError> {
+        let family = if ipv6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
+        let name = format!("{name}\0");
+        let which = [(OF_TABLE, &b"filter\0"[..]), (NFTA_CHAIN_NAME, name.as_bytes())];
+        let mut found = false;
+        match self.ask_of(family, NFT_MSG_GETCHAIN, NLM_F_ACK, &which, |_| found = true) {
+            Ok(()) => Ok(found),
+            Err(No::Errno(Errno::ENOENT)) => Ok(false),
+            Err(no) => Err(failed("look for a chain", no)),
+        }
     }
 
     /// All counters of our table; none when it is not there.
@@ -191,15 +208,27 @@ impl Kernel {
         Err(No::Changed)
     }
 
+    /// About what is in the family of our table.
     fn ask(
         &mut self,
+        kind: u16,
+        flags: u16,
+        attributes: &[(u16, &[u8])],
+        each: impl FnMut(&[u8]),
+    ) -> Result<(), No> {
+        self.ask_of(NFPROTO_INET, kind, flags, attributes, each)
+    }
+
+    fn ask_of(
+        &mut self,
+        family: u8,
         kind: u16,
         flags: u16,
         attributes: &[(u16, &[u8])],
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), No> {
         self.sequence = self.sequence.wrapping_add(1);
-        let message = request(kind, flags, self.sequence, attributes);
+        let message = request(family, kind, flags, self.sequence, attributes);
         let kernel = NetlinkAddr::new(0, 0);
         let socket = self.socket.as_raw_fd();
         sendto(socket, &message, &kernel, MsgFlags::empty())?;
@@ -246,9 +275,15 @@ fn code(payload: &[u8]) -> i32 {
     payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes))
 }
 
-fn request(kind: u16, flags: u16, sequence: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+fn request(
+    family: u8,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    attributes: &[(u16, &[u8])],
+) -> Vec<u8> {
     let mut message = vec![0; NETLINK_HEADER];
-    message.extend([NFPROTO_INET, 0, 0, 0]);
+    message.extend([family, 0, 0, 0]);
     for (kind, value) in attributes {
         let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
         message.extend(length.to_ne_bytes());
@@ -290,7 +325,8 @@ mod tests {
 
     #[test]
     fn a_question_has_its_length_and_its_attributes_are_aligned() {
-        let message = request(NFT_MSG_GETTABLE, NLM_F_ACK, 7, &[(OF_TABLE, b"abcd\0")]);
+        let attributes = [(OF_TABLE, &b"abcd\0"[..])];
+        let message = request(NFPROTO_INET, NFT_MSG_GETTABLE, NLM_F_ACK, 7, &attributes);
         assert_eq!(message.len(), 16 + 4 + 12);
         let buffer = NetlinkBuffer::new_checked(&message[..]).unwrap();
         assert_eq!((buffer.length(), buffer.message_type(), buffer.flags()), (32, 0x0a01, 5));

@@ -90,13 +90,13 @@ impl NftMeter {
         if let Some(found) = &found {
             not_foreign(found)?;
             match ruleset::about(found) {
-                Some(about) if about.persist && !persist => {
+                Some(about) if about.goes_on() && !persist => {
                     return Err(MeterError::OtherRules {
                         what: format!("the nft table inet {TABLE}"),
                         reason: "go on counting; run with --persist to take them over".into(),
                     });
                 }
-                Some(about) if about.persist => {
+                Some(about) if about.goes_on() => {
                     let mut meter = Self::adopt(tool, kernel, about, found, booked)?;
                     meter.watch(groups)?;
                     return Ok(meter);
@@ -107,8 +107,8 @@ impl NftMeter {
             }
         }
         let gap = !lost.is_empty();
-        let about =
-            About { epoch: host::random(), since: seconds(), persist, gap, entries: Vec::new() };
+        let (epoch, since, boot) = (host::random(), seconds(), host::boot_id());
+        let about = About { epoch, since, boot, persist, gap, entries: Vec::new() };
         let about = about.watching(groups);
         let size = ruleset::size_for(&about);
         let script = ruleset::script(&about, size, &HashMap::new());

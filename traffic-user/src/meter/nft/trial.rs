@@ -26,7 +26,8 @@ fn attempt(apart: bool) -> Result<(), MeterError> {
     let mut kernel = Kernel::open()?;
     kernel.generation()?;
     let groups = Groups::parse("443,20000-20009/udp", 2).unwrap_or_default();
-    let about = About { epoch: 1, since: 0, persist: false, gap: false, entries: Vec::new() };
+    let about =
+        About { epoch: 1, since: 0, boot: 0, persist: false, gap: false, entries: Vec::new() };
     let about = about.watching(&groups);
     let size = ruleset::size_for(&about);
     let script = ruleset::script(&about, size, &std::collections::HashMap::new());

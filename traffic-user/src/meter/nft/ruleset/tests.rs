@@ -6,7 +6,8 @@ use super::*;
 use crate::accounting::ident::Groups;
 
 fn about(groups: &str) -> About {
-    let empty = About { epoch: 1, since: 2, persist: false, gap: false, entries: Vec::new() };
+    let empty =
+        About { epoch: 1, since: 2, boot: 3, persist: false, gap: false, entries: Vec::new() };
     empty.watching(&Groups::parse(groups, 1000).unwrap())
 }
 
