@@ -2,6 +2,7 @@
 
 mod adopted;
 mod left;
+mod relay;
 
 use std::{
     fs,

@@ -28,6 +28,7 @@ use super::{
     payload::{Gap, PayloadDeltas, PayloadSeam},
     proxy::{Inbound, Payload, Subject, Way},
     reading::{Coverage, Traffic},
+    relay::Relayed,
     stats::Wire,
 };
 use pool::{Pool, split};
@@ -58,7 +59,7 @@ pub struct Merge {
     users: Vec<UserState>,
     by_email: HashMap<Arc<str>, usize>,
     uncounted: Vec<Arc<str>>,
-    relay: Option<Traffic>,
+    relay: Option<Relayed>,
     polled: bool,
     coverage: Coverage,
     life: Life,
@@ -211,6 +212,13 @@ impl Merge {
         self.life.whole = false;
     }
 
+    /// Takes what moved on no watched port.
+    pub fn beside(&mut self, more: Relayed) {
+        let before = self.relay.get_or_insert(Relayed { traffic: Traffic::default(), ..more });
+        before.traffic = before.traffic.plus(more.traffic);
+        before.coverage = before.coverage.max(more.coverage);
+    }
+
     fn count(&mut self, kernel: &Deltas) {
         self.coverage = self.coverage.max(kernel.coverage);
         for group in &mut self.groups {
@@ -221,7 +229,8 @@ impl Merge {
             self.groups[at].count(delta.lanes.total());
         }
         if let Some(skipped) = kernel.skipped {
-            self.relay = Some(self.relay.unwrap_or_default().plus(skipped.unwatched));
+            let (traffic, coverage) = (skipped.unwatched, kernel.coverage);
+            self.beside(Relayed { traffic, coverage });
         }
     }
 

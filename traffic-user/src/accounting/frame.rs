@@ -11,6 +11,7 @@ use super::{
     delta::{Deltas, First, diff},
     ident::Group,
     reading::{Coverage, Epoch, GroupReading, Layer, Snapshot, Traffic},
+    relay::Devices,
 };
 
 /// The snapshots of all meters that were read at one tick.
@@ -18,6 +19,7 @@ use super::{
 pub struct Frame {
     at: i128,
     snapshots: Vec<Snapshot>,
+    devices: Option<Devices>,
 }
 
 /// A sum inside one snapshot, with what it is a sum of. Two of these cannot be added.
@@ -50,7 +52,7 @@ impl Total {
 impl Frame {
     /// A frame without snapshots. `at` is the time of the tick, nanoseconds of Unix time.
     pub const fn new(at: i128) -> Self {
-        Self { at, snapshots: Vec::new() }
+        Self { at, snapshots: Vec::new(), devices: None }
     }
 
     /// Adds what a meter said. Gives back the one of the same meter that was in its place: a meter
@@ -63,6 +65,16 @@ impl Frame {
                 None
             }
         }
+    }
+
+    /// Adds what the devices have moved, beside a meter that sees its groups alone.
+    pub fn set_devices(&mut self, devices: Devices) {
+        self.devices = Some(devices);
+    }
+
+    /// What the devices have moved, where that was asked.
+    pub const fn devices(&self) -> Option<&Devices> {
+        self.devices.as_ref()
     }
 
     /// Time of the tick, nanoseconds of Unix time.

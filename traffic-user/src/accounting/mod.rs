@@ -14,6 +14,7 @@ pub mod payload;
 pub mod period;
 pub mod proxy;
 pub mod reading;
+pub mod relay;
 pub mod report;
 pub mod retention;
 pub mod rules;

@@ -12,6 +12,7 @@ use super::{
     payload::Gap,
     proxy::{Payload, Product, Way},
     reading::{Coverage, Traffic},
+    relay::Relayed,
 };
 
 /// Kernel bytes in both directions, seen from the server.
@@ -159,9 +160,9 @@ pub struct StatsReport {
     pub unplaced: Vec<UserStats>,
     /// All of it.
     pub system_total: SystemTotal,
-    /// What the hook saw on no watched port, the other leg of what is proxied; `None` where that was
-    /// not measured.
-    pub relay: Option<Traffic>,
+    /// What moved on no watched port, the other leg of what is proxied; `None` where that was not
+    /// measured.
+    pub relay: Option<Relayed>,
     /// What was not seen at this tick.
     pub gaps: Vec<Gap>,
     /// What happened at this tick, and what is wrong as long as it is.

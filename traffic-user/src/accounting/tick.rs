@@ -37,6 +37,7 @@ use super::{
     payload::{self, Kept, PayloadDeltas, Polls},
     proxy::{CounterName, Payload, ProxySnapshot, Subject as Counted},
     reading::{Coverage, Lane, Layer, Snapshot, Traffic},
+    relay::{Devices, Relay, Relayed},
     subject::{GroupKey, Subject},
     usage::{Entry, Event, Usage},
 };
@@ -60,6 +61,8 @@ pub struct Cursors {
     pub active: Vec<&'static str>,
     /// The proxy's.
     pub proxy: Option<ProxyCursor>,
+    /// The devices', beside a meter that sees its groups alone.
+    pub devices: Option<Devices>,
 }
 
 /// The last poll of a proxy, and in which life of the host it was.
@@ -101,6 +104,8 @@ pub struct Ticked {
     pub kernel: Vec<Deltas>,
     /// Of the proxy, if it was polled.
     pub payload: Option<PayloadDeltas>,
+    /// What the devices moved beside the groups, where a meter sees these alone.
+    pub relayed: Option<Relayed>,
     /// What is wrong with the kernel's meters.
     pub anomalies: Vec<Anomaly>,
 }
@@ -124,6 +129,7 @@ pub struct State {
     /// What the kernel counted since the last poll.
     unreported: Payload,
     merge: Merge,
+    relay: Relay,
     layer: Option<Layer>,
     owed: HashMap<(Subject, Layer), Owed>,
     events: Vec<Event>,
@@ -162,6 +168,7 @@ impl State {
             boot: begin.boot,
             polls,
             former,
+            relay: Relay::resumed(cursors.devices),
             ..Self::default()
         }
     }
@@ -185,6 +192,7 @@ impl State {
             ticked.anomalies.extend(anomalies);
             ticked.kernel.push(deltas);
         }
+        ticked.relayed = self.follow_devices(frame.devices(), &ticked.kernel);
         self.change_meters(&snapshots, frame.at());
         let wrong = ticked.anomalies.iter().map(|anomaly| events::of_anomaly(frame.at(), anomaly));
         let fresh = told_once(&mut self.kernel_wrong, wrong.collect());
@@ -196,6 +204,9 @@ impl State {
         self.frame = frame.following(std::mem::take(&mut self.frame));
         ticked.payload = poll.map(|poll| self.follow(poll, &ticked.kernel, at));
         self.attribute(&ticked);
+        if let Some(relayed) = ticked.relayed {
+            self.merge.beside(relayed);
+        }
         ticked
     }
 
@@ -264,6 +275,7 @@ impl State {
             kernel: self.frame.snapshots().to_vec(),
             active: self.active.clone(),
             proxy: polled.or_else(|| self.former.clone()),
+            devices: self.relay.last().cloned(),
         }
     }
 
@@ -282,9 +294,8 @@ impl State {
     /// Readings of counters that nobody else has counted for since: what they count from there on is to be
     /// booked, also by counters that take their place.
     pub fn unfinished(&self) -> Vec<&Snapshot> {
-        let read_last = |snapshot: &&Snapshot| {
-            self.active.is_empty() || self.active.contains(&snapshot.meter)
-        };
+        let read_last =
+            |snapshot: &&Snapshot| self.active.is_empty() || self.active.contains(&snapshot.meter);
         self.frame.snapshots().iter().filter(read_last).collect()
     }
 
@@ -433,9 +444,30 @@ impl State {
             self.owe(Subject::Host, layer, host, coverage);
             self.owe(Subject::Relay, layer, skipped.unwatched, coverage);
         } else if layer == Layer::L3Skb {
-            // Rules see their own ports and nothing else: the host is at least that.
-            self.owe(Subject::Host, layer, deltas.total(), coverage.max(Coverage::Estimated));
+            // Rules see their own ports and nothing else: the host is at least that. Packets beside them are
+            // not known.
+            let Traffic { input_bytes, output_bytes, .. } = deltas.total();
+            let host = bytes(input_bytes, output_bytes);
+            self.owe(Subject::Host, layer, host, coverage.max(Coverage::Estimated));
         }
+    }
+
+    /// Books what the devices moved beside the groups, where the meter sees these alone.
+    fn follow_devices(&mut self, devices: Option<&Devices>, kernel: &[Deltas]) -> Option<Relayed> {
+        let relayed = match kernel {
+            [] => None,
+            [groups] if groups.layer == Layer::L3Skb && groups.skipped.is_none() => {
+                self.relay.tick(devices, groups)
+            }
+            _ => {
+                self.relay.stop();
+                None
+            }
+        };
+        let Relayed { traffic, coverage } = relayed?;
+        self.owe(Subject::Host, Layer::L3Skb, traffic, coverage);
+        self.owe(Subject::Relay, Layer::L3Skb, traffic, coverage);
+        relayed
     }
 
     fn book_payload(&mut self, payload: &PayloadDeltas) {

@@ -426,6 +426,10 @@ impl Counting {
                 "what another meter was left to count goes on beside this one"
             );
         }
+        let devices = meter.own_counters().unwrap_or_else(|error| {
+            tracing::debug!(%error, "what passes beside the groups is not known at this tick");
+            None
+        });
         let snapshot = meter.read()?;
         let at = snapshot.window.end;
         for loss in meter.losses() {
@@ -441,6 +445,9 @@ impl Counting {
         // One that counts nowhere yet must not end the life of the one whose place it is to take.
         if !meter.waits() {
             frame.insert(snapshot.clone());
+        }
+        if let Some(devices) = devices {
+            frame.set_devices(devices);
         }
         let ticked = self.state.tick(frame, poll.as_deref());
         for anomaly in ticked.anomalies {

@@ -9,6 +9,7 @@ use crate::accounting::{
     payload::{Kept, KeptCounter},
     proxy::{CounterName, Product},
     reading::{Coverage, Epoch, GroupReading, Lanes, Layer, Skipped, Snapshot, Traffic, Window},
+    relay::{DeviceReading, Devices},
     subject::SubjectKind,
     tick::ProxyCursor,
     usage::Level,
@@ -152,6 +153,12 @@ struct StoredGroup {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredDevices {
+    boot: u64,
+    readings: Vec<(u32, FourNumbers)>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct StoredProxy {
     boot: u64,
     product: Option<u8>,
@@ -220,6 +227,19 @@ pub(super) fn read_snapshot(meter: &'static str, bytes: &[u8]) -> Option<Snapsho
         groups: stored.groups.into_iter().map(group).collect::<Option<_>>()?,
         skipped,
     })
+}
+
+pub(super) fn write_devices(devices: &Devices) -> Result<Vec<u8>, postcard::Error> {
+    let reading = |reading: &DeviceReading| (reading.index, four(reading.traffic));
+    let readings = devices.readings.iter().map(reading).collect();
+    postcard::to_allocvec(&StoredDevices { boot: devices.boot, readings })
+}
+
+/// `None` when it cannot be understood.
+pub(super) fn read_devices(bytes: &[u8]) -> Option<Devices> {
+    let StoredDevices { boot, readings } = postcard::from_bytes(bytes).ok()?;
+    let reading = |(index, four)| DeviceReading { index, traffic: traffic(four) };
+    Some(Devices { boot, readings: readings.into_iter().map(reading).collect() })
 }
 
 /// `number` gives the number of a counter's name.
@@ -343,6 +363,16 @@ mod tests {
         for length in 0..bytes.len() {
             assert_eq!(read_snapshot("nft", &bytes[..length]), None, "{length}");
         }
+    }
+
+    #[test]
+    fn readings_of_devices_are_read_as_they_were_written() {
+        let traffic = Traffic { input_bytes: u64::MAX, output_packets: 7, ..Traffic::default() };
+        let readings = vec![DeviceReading { index: 9, traffic }];
+        let devices = Devices { boot: u64::MAX, readings };
+        let bytes = write_devices(&devices).unwrap();
+        assert_eq!(read_devices(&bytes), Some(devices));
+        assert_eq!(read_devices(&bytes[..bytes.len() - 1]), None);
     }
 
     #[test]

@@ -236,6 +236,7 @@ fn write_event(db: &Connection, known: &mut Known, event: &Event, at: i64) -> ru
 
 const ACTIVE: &str = "active";
 const PROXY: &str = "proxy";
+const DEVICES: &str = "devices";
 
 fn write_cursors(db: &Connection, known: &mut Known, cursors: &Cursors) -> rusqlite::Result<()> {
     let unwritable = |error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
@@ -246,6 +247,11 @@ fn write_cursors(db: &Connection, known: &mut Known, cursors: &Cursors) -> rusql
         write(snapshot.meter, &codec::write_snapshot(snapshot).map_err(unwritable)?)?;
     }
     write(ACTIVE, cursors.active.join(" ").as_bytes())?;
+    match &cursors.devices {
+        Some(devices) => write(DEVICES, &codec::write_devices(devices).map_err(unwritable)?)?,
+        // Those of another time would be taken for these.
+        None => db.prepare_cached("DELETE FROM cursor WHERE name = ?1")?.execute([DEVICES])?,
+    };
     let Some(proxy) = &cursors.proxy else { return Ok(()) };
     for counter in &proxy.kept.counters {
         if !known.counters.contains_key(&counter.name) {
@@ -280,5 +286,7 @@ pub(super) fn cursors(db: &Connection) -> rusqlite::Result<Cursors> {
         Some(value) => codec::read_proxy(&value, &rows::counters(db)?),
         None => None,
     };
-    Ok(Cursors { kernel, active: active.split(' ').filter_map(codec::meter).collect(), proxy })
+    let devices = read(DEVICES)?.and_then(|value| codec::read_devices(&value));
+    let active = active.split(' ').filter_map(codec::meter).collect();
+    Ok(Cursors { kernel, active, proxy, devices })
 }

@@ -21,6 +21,7 @@ use super::{
     error::{MeterError, cause},
     netlink,
 };
+use crate::accounting::{reading::Traffic, relay::DeviceReading};
 
 /// Bytes of an Ethernet header.
 const ETHERNET_HEADER: u32 = 14;
@@ -49,6 +50,8 @@ pub struct Device {
     pub link: LinkKind,
     /// Bytes of the link header of each frame on the wire: 14, 18 with a VLAN tag, 0 without.
     pub link_header: u32,
+    /// Bytes of link header that the device's own counters have in each packet: received, sent.
+    pub counted_header: [u32; 2],
     /// The device that carries this one's frames (VLAN, macvlan).
     pub carrier: Option<u32>,
     /// The device that this one is a part of (bridge, bond).
@@ -163,6 +166,52 @@ pub fn choose(facts: &Facts, wanted: &Wanted) -> Choice {
     choice
 }
 
+/// What these devices have counted themselves since they were made. One that is gone is left out.
+///
+/// # Errors
+///
+/// [`MeterError::Netlink`].
+pub fn own_counters(devices: &[Device]) -> Result<Vec<DeviceReading>, MeterError> {
+    if devices.is_empty() {
+        return Ok(Vec::new());
+    }
+    netlink::ask("read the counters of devices", |handle| async move {
+        let mut readings = Vec::with_capacity(devices.len());
+        for device in devices {
+            let mut links = handle.link().get().match_index(device.index).execute();
+            match links.try_next().await {
+                Ok(message) => readings.extend(message.and_then(|link| counted(device, &link))),
+                Err(rtnetlink::Error::NetlinkError(error)) if is_gone(error.raw_code()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(readings)
+    })
+}
+
+fn is_gone(code: i32) -> bool {
+    code.abs() == nix::errno::Errno::ENODEV as i32
+}
+
+fn counted(device: &Device, message: &LinkMessage) -> Option<DeviceReading> {
+    let counters = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(counters) => Some(counters),
+        _ => None,
+    })?;
+    let [received, sent] = device.counted_header.map(u64::from);
+    let less =
+        |bytes: u64, packets: u64, header| bytes.saturating_sub(packets.saturating_mul(header));
+    Some(DeviceReading {
+        index: device.index,
+        traffic: Traffic {
+            input_bytes: less(counters.rx_bytes, counters.rx_packets, received),
+            input_packets: counters.rx_packets,
+            output_bytes: less(counters.tx_bytes, counters.tx_packets, sent),
+            output_packets: counters.tx_packets,
+        },
+    })
+}
+
 async fn facts(handle: &Handle) -> Result<Facts, rtnetlink::Error> {
     let mut links = handle.link().get().execute();
     let mut devices = Vec::new();
@@ -221,11 +270,21 @@ fn device(message: &LinkMessage) -> Option<Device> {
         LinkKind::Ethernet => ETHERNET_HEADER,
         LinkKind::Bare | LinkKind::Other(_) => 0,
     };
+    let counted_header = match (link, &kind) {
+        _ if header.flags.contains(LinkFlags::Loopback) => [0, 0],
+        (LinkKind::Bare | LinkKind::Other(_), _) => [0, 0],
+        // They are handed packets whose header another device has read already.
+        (LinkKind::Ethernet, Some(InfoKind::Vlan | InfoKind::Bridge | InfoKind::Vrf)) => {
+            [0, ETHERNET_HEADER]
+        }
+        (LinkKind::Ethernet, _) => [ETHERNET_HEADER; 2],
+    };
     Some(Device {
         index: header.index,
         name: name?,
         link,
         link_header,
+        counted_header,
         carrier: lower.filter(|_| rides && !elsewhere),
         master,
         loopback: header.flags.contains(LinkFlags::Loopback),
@@ -378,6 +437,7 @@ mod tests {
             name: name.to_owned(),
             link: LinkKind::Ethernet,
             link_header: 14,
+            counted_header: [14, 14],
             carrier: None,
             master: None,
             loopback: name == "lo",

@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    devices::{Choice, Device},
+    devices::{self, Choice, Device},
     ebpf::{self, EbpfMeter, Pinned},
     error::{MeterError, chain},
-    host::{Reasons, Trial},
+    host::{self, Reasons, Trial},
     iptables::{self, IptablesMeter},
     nft::{self, NftMeter},
     takeover::{self, Handover, Left},
@@ -17,6 +17,7 @@ use super::{
 use crate::accounting::{
     ident::{Group, Groups, Hook, MeterKind},
     reading::Snapshot,
+    relay::Devices,
 };
 
 /// How to count.
@@ -45,6 +46,8 @@ impl Options {
 pub struct Meter {
     source: Source,
     passed_over: Reasons,
+    /// Devices whose own counters are read beside rules.
+    beside: Vec<Device>,
     /// Where another kind of meter may have left something to count, as long as nobody looked.
     left: Option<Left>,
 }
@@ -80,16 +83,34 @@ impl Meter {
             None => Source::best(options, groups, booked)?,
         };
         let left = Some(Left { pins: options.pins.clone(), persist: options.persist });
-        Ok(Self { source, passed_over, left })
+        Ok(Self { source, passed_over, beside: Vec::new(), left })
     }
 
-    /// Counts on the chosen devices and no others. A meter that devices do not matter to does nothing.
-    /// Gives what could not be attached; the rest counts.
+    /// Counts on the chosen devices and no others; rules count wherever they are, and
+    /// [`own_counters`](Self::own_counters) are those of the chosen ones. Gives what could not be attached;
+    /// the rest counts.
     pub fn count_on(&mut self, choice: &Choice) -> Vec<MeterError> {
         match &mut self.source {
             Source::Ebpf(meter) => meter.count_on(choice),
-            Source::Nft(_) | Source::Iptables(_) => Vec::new(),
+            Source::Nft(_) | Source::Iptables(_) => {
+                self.beside.clone_from(&choice.devices);
+                Vec::new()
+            }
         }
+    }
+
+    /// What the chosen devices have counted themselves, beside rules, which see their groups alone. `None`
+    /// where programs count on devices, and without a device.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`].
+    pub fn own_counters(&self) -> Result<Option<Devices>, MeterError> {
+        if self.beside.is_empty() {
+            return Ok(None);
+        }
+        let readings = devices::own_counters(&self.beside)?;
+        Ok(Some(Devices { boot: host::boot_id(), readings }))
     }
 
     /// Takes off what this start attached, pinned or set, because it cannot go on. What an earlier one

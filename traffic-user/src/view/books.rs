@@ -180,9 +180,11 @@ impl EventJson {
     }
 }
 
-/// Neither payload nor a user's share of the wire has packets.
+/// Neither payload nor a user's share of the wire has packets, and nobody knows those that pass beside rules.
 pub(super) fn has_packets(kind: SubjectKind, layer: Layer) -> bool {
-    kind != SubjectKind::User && layer != Layer::Payload
+    let beside_rules =
+        layer == Layer::L3Skb && matches!(kind, SubjectKind::Host | SubjectKind::Relay);
+    kind != SubjectKind::User && layer != Layer::Payload && !beside_rules
 }
 
 /// Whose, for people: safe to print.
@@ -209,6 +211,9 @@ pub(super) fn layer_text(kind: SubjectKind, layer: Layer) -> &'static str {
         (SubjectKind::User, Layer::L3) => "his share of the wire, layer 3 bytes",
         (SubjectKind::User, Layer::L3Skb) => "his share of the wire, bytes of socket buffers",
         (_, Layer::L3) => "layer 3 bytes, as on the wire",
+        (SubjectKind::Host | SubjectKind::Relay, Layer::L3Skb) => {
+            "estimated from the devices' own totals, without link headers"
+        }
         (_, Layer::L3Skb) => "layer 3 bytes of socket buffers",
         (_, Layer::Wire) => "bytes on the wire, with link headers",
     }

@@ -273,7 +273,9 @@ fn what_was_not_measured_is_not_zero() {
     let skipped = Some(Skipped { unwatched, ..Skipped::default() });
     merge.tick(Some(&Deltas { skipped, ..kernel(&[("443", 0, 0)]) }), None);
     merge.tick(Some(&Deltas { skipped, ..kernel(&[("443", 0, 0)]) }), None);
-    assert_eq!(report(&merge).relay, Some(Traffic { output_bytes: 10, ..Traffic::default() }));
+    let traffic = Traffic { output_bytes: 10, ..Traffic::default() };
+    let relay = Relayed { traffic, coverage: Coverage::Complete };
+    assert_eq!(report(&merge).relay, Some(relay));
 }
 
 #[test]

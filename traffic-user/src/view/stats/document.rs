@@ -10,6 +10,7 @@ use crate::accounting::{
     payload::Gap,
     proxy::{Payload, Way},
     reading::{Layer, Traffic},
+    relay::Relayed,
     stats::{GroupStats, StatsReport, UserStats},
 };
 
@@ -172,12 +173,14 @@ pub struct SystemDocument {
 }
 
 /// The other leg.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayDocument {
     /// Bytes that entered on no watched port.
     pub input_bytes: u64,
     /// Bytes that left from none.
     pub output_bytes: u64,
+    /// `complete`, `gap`, or `estimated` where rules count: the devices' totals less the groups.
+    pub coverage: String,
 }
 
 /// Something that an honest meter does not show.
@@ -288,9 +291,10 @@ impl Document {
                 active_users: total.active_users,
                 active_groups: total.active_groups,
             },
-            relay: report.relay.map(|relay| RelayDocument {
-                input_bytes: relay.input_bytes,
-                output_bytes: relay.output_bytes,
+            relay: report.relay.map(|Relayed { traffic, coverage }| RelayDocument {
+                input_bytes: traffic.input_bytes,
+                output_bytes: traffic.output_bytes,
+                coverage: coverage.name().to_owned(),
             }),
             anomalies: report.anomalies.iter().map(Into::into).collect(),
             events: beside.events,

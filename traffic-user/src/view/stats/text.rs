@@ -10,7 +10,7 @@ use super::{
     Part,
     document::{Document, GroupDocument, PayloadDocument, UserDocument},
 };
-use crate::accounting::{ident::shown, units::human_bytes};
+use crate::accounting::{ident::shown, reading::Layer, units::human_bytes};
 
 /// Most anomalies and events below a table; JSON has them all.
 const MOST_NOTES: usize = 5;
@@ -233,8 +233,10 @@ fn footer(document: &Document) -> String {
         None => text.push_str("kernel: nothing counts; start `traffic run`\n"),
     }
     if let Some(relay) = &document.relay {
+        let rules = document.layer.as_deref() == Some(Layer::L3Skb.name());
+        let what = if rules { "devices less groups, estimated" } else { "on no watched port" };
         text.push_str(&format!(
-            "relay (on no watched port): {} in, {} out\n",
+            "relay ({what}): {} in, {} out\n",
             human_bytes(relay.input_bytes, 1),
             human_bytes(relay.output_bytes, 1)
         ));
