@@ -6,6 +6,7 @@
 mod books;
 mod control;
 mod notify;
+mod pending;
 mod proxy;
 mod reload;
 mod signals;
@@ -57,6 +58,7 @@ pub(crate) use zero::{Zeroed, zero};
 use books::Standing;
 use control::{Asked, Control};
 use notify::Notify;
+use pending::Pending;
 use signals::{Signals, Told};
 
 /// How often the programs' log is looked at, when packets are logged.
@@ -118,6 +120,8 @@ pub(crate) async fn run(
     let mut looked = Instant::now();
     let (finished, mut resets) = mpsc::channel::<Reset>(1);
     let mut counting = Counting::new(&settings, state, books);
+    let mut pending = Pending::default();
+    let mut refused = None;
 
     let mut ticks = every(settings.interval);
     let mut log = every(LOG_PERIOD);
@@ -134,7 +138,10 @@ pub(crate) async fn run(
                 }
                 Told::Reload => {
                     notify.reloading();
-                    notify.note(reload::reload(&mut settings, &mut meter, proxy.as_mut()));
+                    refused = None;
+                    let proxy = proxy.as_mut();
+                    notify.note(reload::reload(&mut settings, &mut meter, proxy, &mut refused));
+                    pending.forget();
                     follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
                     // At once: what changed is to be seen.
                     ticks = every(settings.interval);
@@ -171,19 +178,34 @@ pub(crate) async fn run(
                 continue;
             }
         }
+        if refused.is_some() {
+            let proxy = proxy.as_mut();
+            notify.note(reload::reload(&mut settings, &mut meter, proxy, &mut refused));
+            if refused.is_none() {
+                follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
+                ticks = every(settings.interval);
+            }
+        }
         if proxy.is_none() {
-            proxy = find_later(&settings, &mut meter, &mut looked);
+            proxy = find_later(&settings, &mut pending, &mut looked);
         }
-        if settings.listeners
-            && proxy.is_none()
-            && let Err(error) = follow_listeners(&mut meter)
-        {
-            tracing::warn!(error = format!("{error:#}"), "listening ports are not looked at");
+        if settings.listeners && proxy.is_none() {
+            match listeners(&meter) {
+                Ok(more) => more.into_iter().for_each(|more| pending.want(more)),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "listening ports are not looked at");
+                }
+            }
         }
-        if let Some(groups) = proxy.as_mut().and_then(|proxy| proxy.follow_config(unix_time()))
-            && let Err(error) = meter.watch(&groups)
-        {
-            tracing::warn!(%error, "the ports of the proxy's new config are not watched");
+        if let Some(groups) = proxy.as_mut().and_then(|proxy| proxy.follow_config(unix_time())) {
+            pending.want(groups);
+        }
+        if let Some(event) = pending.settle(&mut meter, unix_time()) {
+            match &mut proxy {
+                Some(proxy) => proxy.happened(event),
+                None => counting.state.note(event),
+            }
         }
         // Readings are totals: what this tick cannot read, the next one does.
         if let Err(error) = counting.tick(&mut meter, proxy.as_mut()) {
@@ -252,7 +274,11 @@ pub(crate) fn unix_time() -> i128 {
 }
 
 /// A proxy that was started after us: looked for now and then, where none was named.
-fn find_later(settings: &Settings, meter: &mut Meter, looked: &mut Instant) -> Option<Proxy> {
+fn find_later(
+    settings: &Settings,
+    pending: &mut Pending,
+    looked: &mut Instant,
+) -> Option<Proxy> {
     let place = settings.proxy.clone().filter(|_| looked.elapsed() >= LOOK_PERIOD)?;
     *looked = Instant::now();
     let found = match Proxy::find(place, Groups::default(), settings.interval, unix_time()) {
@@ -264,9 +290,7 @@ fn find_later(settings: &Settings, meter: &mut Meter, looked: &mut Instant) -> O
         Ok(found) => {
             // Its groups and no others, as if it had been there at the start: ports that were watched
             // because something listens on them could tear an inbound.
-            if let Err(error) = meter.watch(&found.groups()) {
-                tracing::warn!(%error, "the ports of a proxy that was found are not watched");
-            }
+            pending.want(found.groups());
             tracing::info!("a proxy was found");
             Some(found)
         }
@@ -367,18 +391,14 @@ fn follow(meter: &mut Meter, choice: &Choice, first: bool) -> Result<()> {
     Ok(())
 }
 
-/// Watches ports that something began to listen on. One that is watched stays so.
-fn follow_listeners(meter: &mut Meter) -> Result<()> {
+/// What is watched and the ports that something began to listen on; `None` without any. One that is watched
+/// stays so.
+fn listeners(meter: &Meter) -> Result<Option<Groups>> {
     let listening = listening()?;
     let watched: Vec<_> = meter.watched().map(|group| (**group).clone()).collect();
     let known = Groups::new(watched, usize::MAX)?;
     let more = known.extended_by(&listening);
-    if more.len() > known.len()
-        && let Err(error) = meter.watch(&more)
-    {
-        tracing::warn!(%error, "ports that began to listen are not watched");
-    }
-    Ok(())
+    Ok((more.len() > known.len()).then_some(more))
 }
 
 /// What was read last, and where the documents or tables go.

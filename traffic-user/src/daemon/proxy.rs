@@ -289,8 +289,13 @@ impl Proxy {
 
     /// Keeps an event, for the ledger too.
     fn event(&mut self, at: i128, kind: &'static str, what: String, subject: Option<Subject>) {
-        self.show(EventDocument::new(at, kind, what.clone()));
-        self.unbooked.push(Event { at, kind: kind.to_owned(), subject, what });
+        self.happened(Event { at, kind: kind.to_owned(), subject, what });
+    }
+
+    /// Shows an event beside the proxy's own, and keeps it for the ledger.
+    pub(super) fn happened(&mut self, event: Event) {
+        self.show(EventDocument::new(event.at, &event.kind, event.what.clone()));
+        self.unbooked.push(event);
     }
 
     /// Keeps an event to be shown. One that comes again and again is kept once.

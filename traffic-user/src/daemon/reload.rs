@@ -4,13 +4,13 @@
 
 use std::{fmt, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{Proxy, ProxyPlace, Settings};
 use crate::{
     accounting::ident::Groups,
     config::Config,
-    meter::{Meter, devices::Wanted, listening::listening},
+    meter::{Meter, MeterError, devices::Wanted, listening::listening},
 };
 
 /// Keys that a reload puts into force.
@@ -52,17 +52,20 @@ pub(crate) fn later(before: &Config, now: &Config) -> Vec<&'static str> {
     before.differing(now).into_iter().filter(|key| !used_now(key)).collect()
 }
 
-/// Reads the configuration again and puts it into force. Gives what should be known about it.
+/// Reads the configuration again and puts it into force. Gives what should be known about it. `refused` is
+/// why the meter does not take its groups: then it is to be tried again, and is said once.
 pub(super) fn reload(
     settings: &mut Settings,
     meter: &mut Meter,
     proxy: Option<&mut Proxy>,
+    refused: &mut Option<String>,
 ) -> Option<String> {
     let read = settings.reload.as_ref().map(|reload| (reload.0)())?;
     let outcome = read.and_then(|Fresh { live, later }| {
         put_into_force(live, settings, meter, proxy)?;
         Ok(later)
     });
+    let before = refused.take();
     match outcome {
         Ok(later) if later.is_empty() => {
             tracing::info!("the configuration was read again");
@@ -73,6 +76,15 @@ pub(super) fn reload(
             tracing::warn!(%keys, "the configuration was read again, but these keys need a restart");
             Some(format!("a restart is needed for {keys}"))
         }
+        Err(error) if error.is::<Refused>() => {
+            let why = format!("{error:#}");
+            if before.as_ref() != Some(&why) {
+                let again = "the configuration is not used yet: it is tried again at each tick";
+                tracing::warn!(error = why, "{again}");
+            }
+            *refused = Some(why.clone());
+            Some(format!("the configuration is not used yet: {why}"))
+        }
         Err(error) => {
             let error = format!("{error:#}");
             tracing::warn!(error, "the configuration is not used: the last good one stays");
@@ -80,6 +92,11 @@ pub(super) fn reload(
         }
     }
 }
+
+/// The meter cannot watch what is asked for, now.
+#[derive(Debug, thiserror::Error)]
+#[error("the ports are not watched")]
+struct Refused(#[source] MeterError);
 
 fn put_into_force(
     live: Live,
@@ -95,7 +112,7 @@ fn put_into_force(
     };
     let listeners = asked.is_empty();
     let groups = if listeners { Groups::new(listening()?, usize::MAX)? } else { asked };
-    meter.watch(&groups).context("the ports are not watched")?;
+    meter.watch(&groups).map_err(Refused)?;
     if let Some(proxy) = proxy {
         proxy.take_over(typed, interval);
     }

@@ -132,7 +132,7 @@ fn without_offloads_it_is_exactly_what_passed_on_other_ports() {
 
         let history = pair.site.run(&pair.host, &["history", "day", "--relay", "--json"]).json();
         keeps_to("history", &history);
-        let usage = &history["series"][0]["total"][0];
+        let usage = &history["layers"][0]["total"];
         assert_eq!(usage["input_packets"], serde_json::Value::Null, "{history}");
         assert_eq!(usage["input_bytes"], others.0, "{history}");
     }

@@ -257,10 +257,19 @@ impl IptablesMeter {
         carries: Vec<Vec<(String, Carry)>>,
     ) -> Result<(), MeterError> {
         let (note, old, new) = (self.note, counting(&self.known), counting(&known));
-        for (at, ours) in found.iter().enumerate() {
-            let note = self.sides[at].note(note);
-            let wanted = Wanted { note, carries: carries[at].clone(), counting: new.clone() };
-            let Err(error) = self.sides[at].tool.change(&ours.change(&wanted)) else { continue };
+        let sides = self.sides.iter().zip(found).zip(&carries);
+        let changes: Vec<Vec<String>> = sides
+            .map(|((side, ours), carries)| {
+                let (note, carries) = (side.note(note), carries.clone());
+                ours.change(&Wanted { note, carries, counting: new.clone() })
+            })
+            .collect();
+        // What is changed in one family and taken back because of the other would miss packets meanwhile.
+        for (side, change) in self.sides.iter().zip(&changes).skip(1) {
+            side.tool.rehearse(change)?;
+        }
+        for (at, change) in changes.iter().enumerate() {
+            let Err(error) = self.sides[at].tool.change(change) else { continue };
             for (side, carries) in self.sides.iter_mut().zip(&carries).take(at) {
                 // What a rule that comes back had counted is in its carry.
                 let (note, carries) = (side.note(note), carries.clone());

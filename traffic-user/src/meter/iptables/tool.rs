@@ -122,15 +122,25 @@ impl Tool {
 
     /// Does all of it or nothing.
     pub(super) fn change(&self, lines: &[String]) -> Result<(), MeterError> {
+        self.restore(lines, &["--noflush"])
+    }
+
+    /// Whether the program would do it. Nothing is done.
+    pub(super) fn rehearse(&self, lines: &[String]) -> Result<(), MeterError> {
+        self.restore(lines, &["--noflush", "--test"])
+    }
+
+    fn restore(&self, lines: &[String], args: &[&str]) -> Result<(), MeterError> {
         if lines.is_empty() {
             return Ok(());
         }
         let input = rules::restore(lines);
         let wait = WAIT_SECONDS.to_string();
-        let mut said = self.start(&self.restore, CHANGE, &["--noflush", "-w", &wait], &input)?;
+        let waiting = [args, &["-w", &wait]].concat();
+        let mut said = self.start(&self.restore, CHANGE, &waiting, &input)?;
         if !said.done() && is_old(&said) {
             // Before 1.6.2 it knew no waiting and may hang: the deadline ends it.
-            said = self.start(&self.restore, CHANGE, &["--noflush"], &input)?;
+            said = self.start(&self.restore, CHANGE, args, &input)?;
         }
         if said.done() { Ok(()) } else { Err(self.refused(&self.restore, CHANGE, &said)) }
     }

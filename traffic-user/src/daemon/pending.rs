@@ -1,0 +1,56 @@
+//! Groups that are to be watched. A change that the meter cannot make leaves what is watched as it is, and
+//! is tried again at each tick.
+
+use crate::{
+    accounting::{ident::Groups, usage::Event},
+    meter::{Meter, chain},
+};
+
+/// A change of the groups until it is made.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    wanted: Option<Groups>,
+    /// Why it was not made last time, so that it is said once.
+    refused: Option<String>,
+}
+
+impl Pending {
+    /// Watches these groups and no others, at the next [`settle`](Self::settle) that can.
+    pub(super) fn want(&mut self, groups: Groups) {
+        self.wanted = Some(groups);
+    }
+
+    /// Nothing is to be changed any more.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Makes the change, if there is one. Gives what is to be known of it. `now` is nanoseconds of Unix time.
+    pub(super) fn settle(&mut self, meter: &mut Meter, now: i128) -> Option<Event> {
+        let groups = self.wanted.as_ref()?;
+        let event = |what| Event { at: now, kind: "groups".to_owned(), subject: None, what };
+        match meter.watch(groups) {
+            Ok(()) => {
+                let count = groups.len();
+                self.wanted = None;
+                self.refused.take()?;
+                let what =
+                    format!("{count} groups are watched now, as they should have been before");
+                tracing::info!("{what}");
+                Some(event(what))
+            }
+            Err(error) => {
+                let why = chain(&error);
+                if self.refused.as_ref() == Some(&why) {
+                    return None;
+                }
+                let what = format!(
+                    "the groups cannot be changed: {why}: those of before go on, and it is tried again at each tick"
+                );
+                tracing::warn!("{what}");
+                self.refused = Some(why);
+                Some(event(what))
+            }
+        }
+    }
+}
