@@ -1,6 +1,7 @@
 //! The fallback as a user meets it: `run`, `dump`, `clean` and `iptables` where rules count.
 
 mod adopted;
+mod bad;
 mod changing;
 mod left;
 mod relay;
