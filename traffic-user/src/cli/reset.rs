@@ -4,10 +4,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Common, agreed, print, proxy::ProxyArgs};
+use super::{
+    Common, agreed, print,
+    proxy::ProxyArgs,
+    run::{ledger_options, state},
+    stats::poll,
+};
 use crate::{
     accounting::ident::shown,
-    daemon::{Question, Whose, ask, joined, names, zero},
+    daemon::{AskedProxy, ProxyPlace, Question, Whose, ask, joined, names, reset_alone, zero},
+    ledger::Reader,
+    meter::{self, proxy::ProxyMeter},
 };
 
 #[derive(Debug, clap::Args)]
@@ -58,7 +65,11 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         print(&format!("{subject}: {said}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    // No daemon: only the proxy has numbers.
+    if let Some(said) = alone(common, args, &whose)? {
+        print(&format!("{said} (no daemon was asked)\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // No daemon and no ledger, or another proxy than theirs: it alone has numbers.
     let place = args.proxy.place(common)?.context("no proxy is to be looked for")?;
     let config = place.config()?;
     let good = config.as_ref().and_then(|config| config.good());
@@ -72,4 +83,47 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let said = zero(address, names(&inbounds, &whose)).said()?;
     print(&format!("{subject}: {said} (no daemon was asked)\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// In the place of a daemon, where there is a ledger. A proxy that was named may be another than that of the
+/// ledger, which must not be mixed up.
+fn alone(common: &Common, args: &Args, whose: &Whose) -> Result<Option<String>> {
+    let unwanted = args.proxy.is_named() || common.config.ledger == Some(false);
+    if unwanted || Reader::open(&common.state)?.is_none() {
+        return Ok(None);
+    }
+    let _lock = state(common)?;
+    let kernel = meter::installed(&common.pins)?.map(|(snapshot, _)| snapshot);
+    let proxy = match args.proxy.place(common)? {
+        Some(place) => asked(common, &place)?,
+        None => None,
+    };
+    if kernel.is_none() && proxy.is_none() {
+        bail!(
+            "nothing counts now: no daemon runs, no rules or pins of ours are there, and no API of a proxy is known\n  remedy: start `traffic run`; what was counted is in `traffic history`"
+        );
+    }
+    let books = (common.state.as_path(), ledger_options(&common.config)?);
+    reset_alone(books, kernel, proxy, whose).map(Some)
+}
+
+/// Asks the proxy what it has counted; `None` without an API.
+fn asked(common: &Common, place: &ProxyPlace) -> Result<Option<AskedProxy>> {
+    let config = place.config()?;
+    let good = config.as_ref().and_then(|config| config.good());
+    let Some(address) = place.address(good) else { return Ok(None) };
+    let typed = common.config.ports.clone().unwrap_or_default();
+    let latest = poll(ProxyMeter::new(address.clone()))?;
+    let Some(poll) = latest.snapshot else {
+        let reason = latest.health.and_then(|health| health.reason).unwrap_or_default();
+        bail!(
+            "the proxy's API does not answer, so nothing was reset: {reason}\n  remedy: start the proxy, or leave it out with --no-proxy"
+        );
+    };
+    Ok(Some(AskedProxy {
+        address,
+        inbounds: good.map(|good| joined(&good.inbounds, &typed)).unwrap_or_default(),
+        uncounted: good.map(|good| good.unreported.clone()).unwrap_or_default(),
+        poll: (*poll).clone(),
+    }))
 }

@@ -235,7 +235,7 @@ fn check_devices(wanted: &Wanted) -> Result<()> {
 }
 
 /// The state folder, made if need be and locked: it has one writer.
-fn state(common: &Common) -> Result<Lock> {
+pub(super) fn state(common: &Common) -> Result<Lock> {
     crate::state::folder(&common.state)?;
     let lock = Lock::take(&common.state.join("lock"));
     lock.with_context(|| {
@@ -247,7 +247,7 @@ fn state(common: &Common) -> Result<Lock> {
 }
 
 /// How the ledger is kept: days are those of the reports.
-fn ledger_options(config: &Config) -> Result<ledger::Options> {
+pub(super) fn ledger_options(config: &Config) -> Result<ledger::Options> {
     // Only its days are asked for, and a billing month may begin on any.
     let days = Calendar::new(own_zone(config), 1)?;
     let day = move |second: i64| days.period(Period::Day, second);

@@ -3,6 +3,7 @@
 //! It waits and writes, and decides nothing. However it ends, the meter's own `Drop` leaves nothing
 //! attached, unless the meter was started to persist.
 
+mod alone;
 mod books;
 mod control;
 mod notify;
@@ -28,10 +29,9 @@ use crate::{
     accounting::{
         delta::{First, diff},
         frame::Frame,
-        ident::{Group, Groups},
+        ident::Groups,
         reading::Snapshot,
         report::{DeviceReport, Dump},
-        subject,
         tick::State,
         usage::Event,
     },
@@ -46,6 +46,7 @@ use crate::{
     view::{json, stats, table},
 };
 
+pub(crate) use alone::{Asked as AskedProxy, reset_alone};
 pub(crate) use books::Books;
 pub(crate) use control::{Question, Whose, ask};
 pub(crate) use notify::is_watched;
@@ -53,6 +54,7 @@ pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
 pub(crate) use reload::{Fresh, Live, Reload, later};
+use zero::period_begins;
 pub(crate) use zero::{Zeroed, zero};
 
 use books::Standing;
@@ -274,11 +276,7 @@ pub(crate) fn unix_time() -> i128 {
 }
 
 /// A proxy that was started after us: looked for now and then, where none was named.
-fn find_later(
-    settings: &Settings,
-    pending: &mut Pending,
-    looked: &mut Instant,
-) -> Option<Proxy> {
+fn find_later(settings: &Settings, pending: &mut Pending, looked: &mut Instant) -> Option<Proxy> {
     let place = settings.proxy.clone().filter(|_| looked.elapsed() >= LOOK_PERIOD)?;
     *looked = Instant::now();
     let found = match Proxy::find(place, Groups::default(), settings.interval, unix_time()) {
@@ -490,23 +488,10 @@ impl Counting {
     /// A new period of numbers without a proxy: an event in the ledger, which keeps what was.
     fn begin_anew(&mut self, whose: &Whose) -> Result<String> {
         let last = self.last.as_ref().context("nothing was read yet: ask again")?;
-        let at = unix_time();
-        let (subject, name) = match whose {
-            Whose::User(_) => anyhow::bail!(
-                "no proxy is known, so no user is: give --proxy-config or --api to `traffic run`"
-            ),
-            Whose::All => (subject::Subject::Host, "all groups".to_owned()),
-            Whose::Port(port) => {
-                let has = |group: &Group| group.ports().any(|own| own == *port);
-                let reading = last.groups.iter().find(|reading| has(&reading.group));
-                let group = &reading.with_context(|| format!("no group has port {port}"))?.group;
-                (subject::Subject::group(group), format!("port {}", group.ports_text()))
-            }
-        };
-        let what =
-            format!("{name}: a new period begins; what was counted before stays in the ledger");
-        let kind = "reset".to_owned();
-        self.state.note(Event { at, kind, subject: Some(subject), what: what.clone() });
+        let groups = last.groups.iter().map(|reading| &*reading.group);
+        let event = period_begins(groups, false, whose, unix_time())?;
+        let what = event.what.clone();
+        self.state.note(event);
         Ok(what)
     }
 

@@ -1,9 +1,10 @@
-//! Counters of a proxy, set to zero because the user asks.
+//! A new zero because the user asks: of a proxy's counters, and of a period in the ledger.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use super::Whose;
 use crate::{
-    accounting::proxy::CounterName,
+    accounting::{ident::Group, proxy::CounterName, subject::Subject, usage::Event},
     meter::proxy::{Address, ProxyMeter},
 };
 
@@ -66,4 +67,34 @@ pub(crate) fn zero(address: Address, names: Option<Vec<CounterName>>) -> Zeroed 
     // Without waiting for a resolver that may still be at work.
     runtime.shutdown_background();
     zeroed
+}
+
+/// A new period of somebody's numbers begins.
+///
+/// # Errors
+///
+/// When nobody is known by that name.
+pub(super) fn period_begins<'a>(
+    mut groups: impl Iterator<Item = &'a Group>,
+    proxy: bool,
+    whose: &Whose,
+    at: i128,
+) -> Result<Event> {
+    let (subject, name) = match whose {
+        Whose::User(_) if !proxy => anyhow::bail!(
+            "no proxy is known, so no user is: give --proxy-config or --api to `traffic run`"
+        ),
+        Whose::User(email) => {
+            let subject = Subject::User(email.as_str().into());
+            (subject, format!("user {}", email.escape_debug()))
+        }
+        Whose::All => (Subject::Host, "all groups".to_owned()),
+        Whose::Port(port) => {
+            let group = groups.find(|group| group.ports().any(|own| own == *port));
+            let group = group.with_context(|| format!("no group has port {port}"))?;
+            (Subject::group(group), format!("port {}", group.ports_text()))
+        }
+    };
+    let what = format!("{name}: a new period begins; what was counted before stays in the ledger");
+    Ok(Event { at, kind: "reset".to_owned(), subject: Some(subject), what })
 }

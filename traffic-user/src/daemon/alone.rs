@@ -1,0 +1,101 @@
+//! A reset while no daemon runs. One tick in its place: all that was moved until now is booked, and what is
+//! moved from now on is of a new period.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    Books, Whose,
+    books::Standing,
+    names, period_begins, second_of, unix_time,
+    zero::{Zeroed, zero},
+};
+use crate::{
+    accounting::{
+        frame::Frame,
+        proxy::{Inbound, ProxySnapshot},
+        reading::Snapshot,
+        relay::Devices,
+        tick::{Begin, Cursors, State},
+    },
+    ledger,
+    meter::{
+        devices::{Facts, own_counters},
+        host::boot_id,
+        proxy::{Address, boot_time},
+    },
+};
+
+/// A proxy that was asked a moment ago.
+pub(crate) struct Asked {
+    pub(crate) address: Address,
+    pub(crate) inbounds: Vec<Inbound>,
+    pub(crate) uncounted: Vec<Arc<str>>,
+    pub(crate) poll: ProxySnapshot,
+}
+
+/// Begins anew for somebody, at the proxy and in the ledger of a state folder, whose lock the caller holds.
+/// `kernel` is what goes on counting without a daemon. Gives what was done, for people.
+///
+/// # Errors
+///
+/// When the ledger cannot be written: the proxy has its numbers then. When there is nobody of that name.
+pub(crate) fn reset_alone(
+    (folder, options): (&Path, ledger::Options),
+    kernel: Option<Snapshot>,
+    proxy: Option<Asked>,
+    whose: &Whose,
+) -> Result<String> {
+    let begin = Begin { now: unix_time(), boot: boot_id() };
+    let groups = kernel.iter().flat_map(|kernel| &kernel.groups).map(|reading| &*reading.group);
+    let inbounds = proxy.iter().flat_map(|proxy| &proxy.inbounds).map(|inbound| &inbound.group);
+    let event = period_begins(groups.chain(inbounds), proxy.is_some(), whose, begin.now)?;
+    let (mut books, cursors, news) = Books::open(folder, options, second_of(begin.now))?;
+    let devices = devices_again(&cursors);
+    let mut state = State::begin(cursors, begin);
+    news.into_iter().for_each(|news| state.note(news));
+
+    let mut frame = Frame::new(kernel.as_ref().map_or(begin.now, |kernel| kernel.window.end));
+    kernel.into_iter().for_each(|kernel| drop(frame.insert(kernel)));
+    devices.into_iter().for_each(|devices| frame.set_devices(devices));
+    if let Some(proxy) = &proxy {
+        state.watch_proxy(boot_time());
+        state.merge_mut().configure(&proxy.inbounds, &proxy.uncounted);
+    }
+    state.tick(frame, proxy.as_ref().map(|proxy| &proxy.poll));
+    // Before anything goes at the proxy.
+    book(&mut books, &mut state)?;
+
+    let zeroed = proxy
+        .map_or_else(Zeroed::default, |proxy| zero(proxy.address, names(&proxy.inbounds, whose)));
+    state.counters_were_reset(&zeroed.done);
+    let what = event.what.clone();
+    let of_proxy = !zeroed.done.is_empty();
+    let said = zeroed.said();
+    if said.is_ok() {
+        state.note(event);
+    }
+    book(&mut books, &mut state)?;
+    Ok(if of_proxy { format!("{what}; {}", said?) } else { said.map(|_| what)? })
+}
+
+/// What the devices whose counters were read last have counted now; `None` where that cannot be told.
+fn devices_again(cursors: &Cursors) -> Option<Devices> {
+    let last = cursors.devices.as_ref()?;
+    let mut devices = Facts::gather().ok()?.devices;
+    devices.retain(|device| last.readings.iter().any(|reading| reading.index == device.index));
+    let readings = own_counters(&devices).ok()?;
+    Some(Devices { boot: boot_id(), readings })
+}
+
+fn book(books: &mut Books, state: &mut State) -> Result<()> {
+    books.close(state, second_of(unix_time()));
+    match books.standing() {
+        Standing::Booked => Ok(()),
+        Standing::Refused { why, remedy, .. } => {
+            let why = anyhow::anyhow!("{why}\n  remedy: {remedy}");
+            Err(why).context("what was moved until now cannot be booked")
+        }
+    }
+}
