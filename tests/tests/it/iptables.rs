@@ -278,6 +278,38 @@ fn groups_come_and_go_and_come_back_where_they_were() {
 }
 
 #[test]
+fn a_group_that_gets_another_name_goes_on_with_its_numbers() {
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    for site in Site::both() {
+        let mut meter = site.start("443/udp,80/udp=old", true).expect("start");
+        site.exchange(false, 443, 5);
+        site.exchange(true, 80, 6);
+        let first = site.read(&mut meter);
+        for groups in ["443/udp=web,80/udp", "80/udp=new,443/udp", "443/udp=web,80/udp=new"] {
+            site.watch(&mut meter, groups);
+            let now = site.read(&mut meter);
+            assert_eq!((now.epoch, now.total()), (first.epoch, first.total()), "{groups}");
+            let names: Vec<_> = now.groups.iter().map(|reading| &reading.group).collect();
+            assert_eq!(names.len(), 2, "{groups}: {names:?}");
+            assert!(now.groups.iter().all(|reading| reading.watched), "{groups}");
+        }
+        site.exchange(false, 443, 2);
+        site.drop(meter);
+        // The next start gives one more, and finds what the rules say.
+        let mut meter = site.start("443/udp=other,80/udp=new", true).expect("adopt");
+        site.exchange(false, 443, 3);
+        let last = site.read(&mut meter);
+        let ten = exchanged(false, 5).plus(exchanged(false, 2)).plus(exchanged(false, 3));
+        assert_eq!(lane(&last, "443/udp=other", Lane::Udp4), ten);
+        assert_eq!(lane(&last, "80/udp=new", Lane::Udp6), exchanged(true, 6));
+        assert_eq!((last.epoch, last.groups.len()), (first.epoch, 2));
+        assert_eq!(meter.losses(), Vec::<String>::new());
+        site.drop(meter);
+        site.here.ns.run(|| iptables::clean(false)).expect("clean");
+    }
+}
+
+#[test]
 fn a_chain_of_our_name_that_somebody_made_is_left_alone() {
     need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
     for site in Site::both() {

@@ -206,7 +206,8 @@ impl IptablesMeter {
         Ok(meter)
     }
 
-    /// Counts these groups and no others. Groups that stay do not miss a packet.
+    /// Counts these groups and no others. Groups that stay do not miss a packet; one that gets another name,
+    /// which stands in its rules, may miss those of the moment of the change.
     ///
     /// # Errors
     ///
@@ -221,6 +222,12 @@ impl IptablesMeter {
         say_if_many(groups, before);
         let mut known = self.known.clone();
         let mut carries: Vec<_> = self.sides.iter().map(|side| side.carries.clone()).collect();
+        let renamed = renamed(&known, groups);
+        for known in &mut known {
+            if let Some(group) = renamed.get(&known.text) {
+                *known = Known::new((*group).clone());
+            }
+        }
         let texts: HashSet<String> = groups.iter().map(ToString::to_string).collect();
         let going: HashSet<String> = known
             .iter()
@@ -235,9 +242,10 @@ impl IptablesMeter {
             let totals = side.totals();
             carries.retain(|(text, _)| !going.contains(text));
             let kept = known.iter().filter(|known| going.contains(&known.text));
-            carries.extend(kept.map(|known| {
-                (known.text.clone(), totals.get(known.text.as_str()).copied().unwrap_or_default())
-            }));
+            let of = |text: &str| totals.get(text).copied().unwrap_or_default();
+            carries.extend(kept.map(|known| (known.text.clone(), of(&known.text))));
+            carries.retain(|(text, _)| !renamed.contains_key(text));
+            carries.extend(renamed.iter().map(|(text, group)| (group.to_string(), of(text))));
         }
         for group in groups.iter() {
             let text = group.to_string();
@@ -246,15 +254,18 @@ impl IptablesMeter {
                 None => known.push(Known::new(group.clone())),
             }
         }
-        self.apply(&found, known, carries)
+        let former = renamed.into_iter().map(|(text, group)| (group.to_string(), text)).collect();
+        self.apply(&found, known, carries, &former)
     }
 
-    /// Makes the rules those of `known`, in all families or in none.
+    /// Makes the rules those of `known`, in all families or in none. `former` are the names that groups had
+    /// before.
     fn apply(
         &mut self,
         found: &[Ours],
         known: Vec<Known>,
         carries: Vec<Vec<(String, Carry)>>,
+        former: &HashMap<String, String>,
     ) -> Result<(), MeterError> {
         let (note, old, new) = (self.note, counting(&self.known), counting(&known));
         let sides = self.sides.iter().zip(found).zip(&carries);
@@ -272,7 +283,10 @@ impl IptablesMeter {
             let Err(error) = self.sides[at].tool.change(change) else { continue };
             for (side, carries) in self.sides.iter_mut().zip(&carries).take(at) {
                 // What a rule that comes back had counted is in its carry.
-                let (note, carries) = (side.note(note), carries.clone());
+                let back = |(text, carry): &(String, Carry)| {
+                    (former.get(text).unwrap_or(text).clone(), *carry)
+                };
+                let (note, carries) = (side.note(note), carries.iter().map(back).collect());
                 let wanted = Wanted { note, carries, counting: old.clone() };
                 side.carries.clone_from(&wanted.carries);
                 let kept: HashSet<&Counting> = new.iter().collect();
@@ -391,6 +405,19 @@ impl Last {
         }
         Self { values, jumped: ours.jumped, canary: ours.canary }
     }
+}
+
+/// Groups that are known under another name, by what they are known as.
+fn renamed<'a>(known: &[Known], groups: &'a Groups) -> HashMap<String, &'a Group> {
+    let texts: HashSet<&str> = known.iter().map(|known| known.text.as_str()).collect();
+    let key = |group: &Group| (group.ranges().to_vec(), group.transport());
+    let by_ports: HashMap<_, &Known> =
+        known.iter().map(|known| (key(&known.group), known)).collect();
+    let former = |group: &'a Group| {
+        let known = by_ports.get(&key(group))?;
+        (!texts.contains(group.to_string().as_str())).then(|| (known.text.clone(), group))
+    };
+    groups.iter().filter_map(former).collect()
 }
 
 /// All rules that these groups need in one family.
