@@ -14,6 +14,8 @@ const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 2;
 const XDP_PASS: i32 = 2;
 /// The most that the kernel takes; what a busy driver hands over at once is not much less.
@@ -228,6 +230,22 @@ impl Program {
             bpf(BPF_LINK_CREATE, &mut attr).and_then(owned)
         };
         Ok([link(BPF_TCX_INGRESS)?, link(BPF_TCX_EGRESS)?])
+    }
+
+    /// Attaches an XDP program to a device, in its driver, for as long as the link lives.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn attach_xdp(&self, ifindex: u32) -> io::Result<OwnedFd> {
+        let mut attr = LinkAttr {
+            prog_fd: self.0.as_raw_fd().cast_unsigned(),
+            target_ifindex: ifindex,
+            attach_type: BPF_XDP,
+            flags: XDP_FLAGS_DRV_MODE,
+            ..LinkAttr::default()
+        };
+        bpf(BPF_LINK_CREATE, &mut attr).and_then(owned)
     }
 
     /// Lets so many copies of a frame enter the receive path of a device of this network namespace,

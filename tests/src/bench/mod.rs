@@ -50,6 +50,9 @@ pub struct Args {
     /// Rounds of each part, in the place of its own number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
+    /// In the receive path only ways with these words in their names, beside nothing
+    #[arg(long, value_delimiter = ',', value_name = "WORDS")]
+    pub ways: Vec<String>,
     /// Where the report goes
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -78,10 +81,11 @@ pub enum Part {
 impl Part {
     const ALL: [Self; 5] = [Self::Programs, Self::Path, Self::Reading, Self::Start, Self::Proxy];
 
-    fn measure(self, plan: &Plan) -> Result<Vec<Section>> {
+    fn measure(self, plan: &Plan, ways: &[String]) -> Result<Vec<Section>> {
         Ok(match self {
             Self::Programs => vec![programs::measure(plan)?],
-            Self::Path => vec![path::measure(plan)?, stream::measure(plan)?],
+            Self::Path if !ways.is_empty() => vec![path::measure(plan, ways)?],
+            Self::Path => vec![path::measure(plan, ways)?, stream::measure(plan)?],
             Self::Reading => vec![reading::measure(plan)?],
             Self::Start => vec![start::measure(plan)?],
             Self::Proxy => proxy::measure(plan)?,
@@ -97,8 +101,10 @@ struct Plan {
     program_runs: u32,
     loads: &'static [Load],
     path_rounds: u32,
-    /// Of one way in one round.
-    path_time: Duration,
+    /// Turns with a way, and as many without it, in one round.
+    path_turns: u32,
+    /// A turn has several calls.
+    path_call: Duration,
     /// Of ways that take seconds to put in place, and differ by more than any noise.
     slow_rounds: u32,
     stream_rounds: u32,
@@ -124,8 +130,9 @@ impl Plan {
         program_rounds: 31,
         program_runs: 150_000,
         loads: Load::WHOLE,
-        path_rounds: 21,
-        path_time: Duration::from_millis(200),
+        path_rounds: 15,
+        path_turns: 4,
+        path_call: Duration::from_millis(1),
         slow_rounds: 5,
         stream_rounds: 21,
         stream_time: Duration::from_millis(700),
@@ -146,7 +153,8 @@ impl Plan {
         program_runs: 10_000,
         loads: Load::QUICK,
         path_rounds: 3,
-        path_time: Duration::from_millis(10),
+        path_turns: 2,
+        path_call: Duration::from_millis(1),
         slow_rounds: 1,
         stream_rounds: 1,
         stream_time: Duration::from_millis(200),
@@ -209,7 +217,7 @@ pub fn run(args: &Args) -> Result<()> {
             continue;
         }
         let begin = Instant::now();
-        match part.measure(&plan) {
+        match part.measure(&plan, &args.ways) {
             Ok(sections) => report.sections.extend(sections),
             Err(error) => {
                 eprintln!("{part:?} failed: {error:#}");

@@ -4,7 +4,7 @@
 //! stack in line, in batches as a driver would, and the call returns when the last one has arrived at
 //! its socket. No other thread, no wake-up and no timer is part of what is timed.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -16,7 +16,7 @@ use super::{
     lab::{Deaf, Lab, OwnCgroup, Processors},
     packets::{HIT, Packet},
     report::{Section, Table, Target},
-    stats::{Estimate, Random, Rounds, number},
+    stats::{Estimate, Random, Rounds, number, part},
     ways::{Installed, Way},
 };
 
@@ -24,6 +24,12 @@ use super::{
 const PROBE: u32 = 512;
 /// A multiple of what enters at once.
 const STEP: u32 = 64;
+/// Calls in one turn.
+const CALLS: u32 = 24;
+/// Of all calls of a side in a round the fastest tenth counts: what a neighbour on the same processor
+/// takes away is never negative, lasts longer than a call, and meets either side alike only in the long
+/// run.
+const PART: f64 = 0.1;
 const MOST_PACKETS: f64 = (1 << 20) as f64;
 
 /// Ways that can be put in place and taken away in one namespace.
@@ -99,110 +105,186 @@ impl Load {
 
 type Cell = (Load, Way);
 
-/// Measures and reports.
-pub(super) fn measure(plan: &Plan) -> Result<Section> {
+/// Measures and reports; all ways, or those with one of these words in their names.
+pub(super) fn measure(plan: &Plan, words: &[String]) -> Result<Section> {
+    let wanted = |way: &Way| {
+        words.is_empty()
+            || matches!(way, Way::None | Way::NoneAgain)
+            || words.iter().any(|word| way.name().contains(word.as_str()))
+    };
+    let ways: Vec<Way> =
+        INTERLEAVED.into_iter().chain([Way::IptablesLegacy]).filter(wanted).collect();
     let cgroup = OwnCgroup::enter()?;
     let lab = Lab::new()?;
     let processors = Processors::choose()?;
-    let rounds = lab.ns.run(|| {
-        let mut stand = Stand { plan, cgroup: &cgroup, processors, rounds: Rounds::default() };
+    let times = lab.ns.run(|| {
+        let mut stand = Stand { plan, ways, cgroup: &cgroup, processors, times: Times::default() };
         for load in plan.loads {
             stand.load(&lab, *load).with_context(|| format!("packets to {}", load.name()))?;
         }
-        anyhow::Ok(stand.rounds)
+        anyhow::Ok(stand.times)
     })?;
-    Ok(report(plan, &rounds))
+    Ok(report(plan, &times))
+}
+
+/// What was timed.
+#[derive(Default)]
+struct Times {
+    /// Nanoseconds of a packet, the whole way.
+    whole: Rounds<Cell>,
+    /// What the way adds to nothing, timed in turns with it or right before.
+    added: Rounds<Cell>,
 }
 
 struct Stand<'a> {
     plan: &'a Plan,
+    ways: Vec<Way>,
     cgroup: &'a OwnCgroup,
     processors: Processors,
-    rounds: Rounds<Cell>,
+    times: Times,
 }
 
 impl Stand<'_> {
     fn load(&mut self, lab: &Lab, load: Load) -> Result<()> {
         let ports = load.watched();
         let hit = if load.spread { &ports[..] } else { &[HIT] };
-        let sockets = Deaf::bind(hit)?;
+        let _sockets = Deaf::bind(hit)?;
         let injector = Injector::new(load)?;
         let plan = self.plan;
         for round in 0..plan.path_rounds {
-            let mut ways: Vec<Way> = INTERLEAVED
-                .into_iter()
-                .filter(|way| load.suits(*way))
+            let mut ways: Vec<Way> = self
+                .ways
+                .iter()
+                .copied()
+                .filter(|way| *way != Way::IptablesLegacy && load.suits(*way))
                 .filter(|way| round < plan.rounds_of(*way, load))
                 .collect();
             Random::new(round).shuffle(&mut ways);
             for way in ways {
-                let nanoseconds = self.cell(lab, way, &ports, &injector, round == 0)?;
-                self.rounds.record((load, way), round, nanoseconds);
+                let pair = if way.is_quick() {
+                    self.in_turns(lab, way, &ports, &injector)?
+                } else {
+                    self.one_after_the_other(lab, way, &ports, &injector, round == 0)?
+                };
+                self.record(load, way, round, pair);
             }
         }
         // Its hooks stay until the namespace ends, so it gets one of its own, and rounds of its own.
-        let other = Lab::new()?;
         let legacy = Way::IptablesLegacy;
-        let rounds = plan.path_rounds..plan.path_rounds + plan.rounds_of(legacy, load);
+        if !self.ways.contains(&legacy) {
+            return Ok(());
+        }
+        let other = Lab::new()?;
         other.ns.run(|| {
             self.processors.step_aside()?;
             let _sockets = Deaf::bind(hit)?;
             let mut installed = legacy.install(&other, &ports, self.cgroup.path())?;
-            for round in rounds {
-                let none = lab.ns.run(|| self.cell(lab, Way::None, &ports, &injector, false))?;
-                self.rounds.record((load, Way::None), round, none);
-                let verified = round == plan.path_rounds;
-                let value = self.timed(&other, &mut installed, &injector, legacy, verified)?;
-                self.rounds.record((load, legacy), round, value);
+            for round in 0..plan.rounds_of(legacy, load) {
+                let none = &mut Installed::Nothing;
+                let off = lab.ns.run(|| self.side(lab, none, &injector, false))?;
+                let on = self.side(&other, &mut installed, &injector, round == 0)?;
+                self.record(load, legacy, round, (off, on));
             }
             anyhow::Ok(())
         })?;
-        drop(sockets);
         Ok(())
     }
 
-    /// Puts a way in place, measures it, and takes it away.
-    fn cell(
+    fn record(&mut self, load: Load, way: Way, round: u32, (off, on): (f64, f64)) {
+        self.times.whole.record((load, way), round, on);
+        self.times.added.record((load, way), round, on - off);
+    }
+
+    /// Puts a way in place and takes it off and on again in turns: nanoseconds of a packet without it
+    /// and with it, so close to one another that what else the machine does is the same for both.
+    fn in_turns(
         &self,
         lab: &Lab,
         way: Way,
         ports: &[u16],
         injector: &Injector,
-        verify: bool,
-    ) -> Result<f64> {
+    ) -> Result<(f64, f64)> {
         self.processors.step_aside()?;
         let mut installed = way.install(lab, ports, self.cgroup.path())?;
-        let nanoseconds = self.timed(lab, &mut installed, injector, way, verify)?;
+        let before = installed.counted()?;
+        let mut sent = 0;
+        let device = lab.device.index;
+        let packets = injector.packets_for(self.plan.path_call, device, &mut sent)?;
+        installed.set(lab, false)?;
+        let mut sides = [Vec::new(), Vec::new()];
+        for turn in 0..self.plan.path_turns {
+            // Each goes first as often as the other.
+            for on in [turn % 2 == 0, turn % 2 != 0] {
+                self.processors.step_aside()?;
+                installed.set(lab, on)?;
+                self.processors.measure()?;
+                let unseen = &mut 0;
+                let seen = if on { &mut sent } else { unseen };
+                injector.turn(packets, device, seen, &mut sides[usize::from(on)])?;
+            }
+        }
+        self.processors.step_aside()?;
+        verify(way.name(), before, installed.counted()?, sent)?;
         installed.remove()?;
-        Ok(nanoseconds)
+        let [off, on] = sides.map(|calls| part(&calls, PART));
+        off.zip(on).context("no call was timed")
+    }
+
+    /// Measures nothing, puts a way in place, measures it, and takes it away.
+    fn one_after_the_other(
+        &self,
+        lab: &Lab,
+        way: Way,
+        ports: &[u16],
+        injector: &Injector,
+        verified: bool,
+    ) -> Result<(f64, f64)> {
+        let off = self.side(lab, &mut Installed::Nothing, injector, false)?;
+        self.processors.step_aside()?;
+        let mut installed = way.install(lab, ports, self.cgroup.path())?;
+        let on = self
+            .side(lab, &mut installed, injector, verified)
+            .with_context(|| format!("packets past {}", way.name()))?;
+        installed.remove()?;
+        Ok((off, on))
     }
 
     /// Nanoseconds of one packet. What counts must have counted them all.
-    fn timed(
+    fn side(
         &self,
         lab: &Lab,
         installed: &mut Installed,
         injector: &Injector,
-        way: Way,
-        verify: bool,
+        verified: bool,
     ) -> Result<f64> {
-        let verify = verify || way.is_ours();
-        let before = if verify { installed.counted()? } else { None };
+        let before = if verified { installed.counted()? } else { None };
         self.processors.measure()?;
         let device = lab.device.index;
-        let probe = injector.inject(device, PROBE)?;
-        let packets = packets_for(self.plan.path_time, probe);
-        let warm = (packets / 8).next_multiple_of(STEP);
-        injector.inject(device, warm)?;
-        let time = injector.inject(device, packets)?;
-        self.processors.step_aside()?;
-        if let (Some(before), Some(after)) = (before, installed.counted()?.filter(|_| verify)) {
-            let sent = u64::from(PROBE) + u64::from(warm) + u64::from(packets);
-            let counted = after.0 - before.0;
-            ensure!(counted == sent, "{} counted {counted} of {sent} packets", way.name());
+        let mut sent = 0;
+        let packets = injector.packets_for(self.plan.path_call, device, &mut sent)?;
+        let mut calls = Vec::new();
+        for _ in 0..self.plan.path_turns {
+            injector.turn(packets, device, &mut sent, &mut calls)?;
         }
-        Ok(time.as_secs_f64() * 1e9 / f64::from(packets))
+        self.processors.step_aside()?;
+        if verified {
+            verify("it", before, installed.counted()?, sent)?;
+        }
+        part(&calls, PART).context("no call was timed")
     }
+}
+
+fn verify(
+    name: &str,
+    before: Option<(u64, u64)>,
+    after: Option<(u64, u64)>,
+    sent: u64,
+) -> Result<()> {
+    if let (Some(before), Some(after)) = (before, after) {
+        let counted = after.0 - before.0;
+        ensure!(counted == sent, "{name} counted {counted} of {sent} packets");
+    }
+    Ok(())
 }
 
 /// How many packets fill the time, when [`PROBE`] of them took so long.
@@ -219,7 +301,14 @@ fn packets_for(time: Duration, probe: Duration) -> u32 {
 
 /// What packets are made of.
 struct Injector {
+    /// Goes first. The program is attached to a device where no packet comes: the kernel patches a
+    /// direct call to each program that a driver uses, and would do and undo that in every call of
+    /// [`inject`](Self::inject) otherwise, which sleeps for tens of milliseconds.
+    _attached: OwnedFd,
+    _elsewhere: Lab,
     program: Program,
+    /// How many ports they go to.
+    different: u32,
     frame: Vec<u8>,
 }
 
@@ -230,10 +319,40 @@ impl Injector {
         } else {
             Program::empty(Kind::Xdp)
         };
+        let program = program.context("load the XDP program that passes frames on")?;
+        let elsewhere = Lab::new()?;
+        let attached = elsewhere
+            .ns
+            .run(|| program.attach_xdp(elsewhere.device.index))
+            .context("attach the XDP program to a device")?;
         Ok(Self {
-            program: program.context("load the XDP program that passes frames on")?,
+            _attached: attached,
+            _elsewhere: elsewhere,
+            program,
+            different: if load.spread { load.ports.into() } else { 1 },
             frame: Packet::Udp4.bytes(false),
         })
+    }
+
+    /// How many packets fill the time. Lets some enter to find out, and adds them to `sent`.
+    fn packets_for(&self, time: Duration, device: u32, sent: &mut u64) -> Result<u32> {
+        // The first ones find everything cold.
+        self.inject(device, PROBE)?;
+        let probe = self.inject(device, PROBE)?;
+        *sent += 2 * u64::from(PROBE);
+        Ok(packets_for(time, probe))
+    }
+
+    /// Lets packets enter in calls of so many each, after some that find everything cold. All are added
+    /// to `sent`, and the nanoseconds of one in each call to `calls`.
+    fn turn(&self, packets: u32, device: u32, sent: &mut u64, calls: &mut Vec<f64>) -> Result<()> {
+        let warm = (packets / 8).max(self.different).next_multiple_of(STEP);
+        self.inject(device, warm)?;
+        for _ in 0..CALLS {
+            calls.push(self.inject(device, packets)?.as_secs_f64() * 1e9 / f64::from(packets));
+        }
+        *sent += u64::from(warm) + u64::from(CALLS) * u64::from(packets);
+        Ok(())
     }
 
     fn inject(&self, device: u32, packets: u32) -> Result<Duration> {
@@ -243,10 +362,10 @@ impl Injector {
     }
 }
 
-fn report(plan: &Plan, rounds: &Rounds<Cell>) -> Section {
+fn report(plan: &Plan, times: &Times) -> Section {
     let loads = plan.loads;
     let ways: Vec<Way> = INTERLEAVED.into_iter().chain([Way::IptablesLegacy]).collect();
-    let over = |load: Load, way: Way| rounds.over(&(load, way), &(load, Way::None));
+    let over = |load: Load, way: Way| times.added.of(&(load, way));
     let mut head = vec!["way of counting".to_owned()];
     head.extend(loads.iter().map(|load| load.name()));
     let mut rows = Vec::new();
@@ -254,7 +373,7 @@ fn report(plan: &Plan, rounds: &Rounds<Cell>) -> Section {
         let mut row = vec![way.name().to_owned()];
         row.extend(loads.iter().map(|&load| {
             let estimate = match way {
-                Way::None => rounds.of(&(load, way)),
+                Way::None => times.whole.of(&(load, way)),
                 _ => over(load, way),
             };
             estimate.map(|estimate| estimate.text()).unwrap_or_default()
@@ -285,13 +404,13 @@ fn report(plan: &Plan, rounds: &Rounds<Cell>) -> Section {
     let json = loads
         .iter()
         .flat_map(|&load| ways.iter().map(move |&way| (load, way)))
-        .filter(|cell| rounds.has(cell))
+        .filter(|cell| times.whole.has(cell))
         .map(|(load, way)| {
             json!({
                 "way": way.name(),
                 "ports": load.ports,
                 "all_hit": load.spread,
-                "ns": rounds.of(&(load, way)).map(|estimate| estimate.json()),
+                "ns": times.whole.of(&(load, way)).map(|estimate| estimate.json()),
                 "added_ns": over(load, way).map(|estimate| estimate.json()),
             })
         })
@@ -300,9 +419,12 @@ fn report(plan: &Plan, rounds: &Rounds<Cell>) -> Section {
         name: "path",
         title: "In the receive path".to_owned(),
         method: "UDP packets of 100 bytes enter a veth device as XDP live frames and go through the \
-                 stack to a socket that nobody reads. Each way is put in place, timed and taken away \
-                 again within the round; iptables-legacy, whose hooks stay, has a network namespace \
-                 and rounds of its own. iptables has two rules a port and direction, and the port \
+                 stack to a socket that nobody reads. In each round each way is put in place, timed \
+                 against nothing and taken away again: programs at a device are taken off and put \
+                 back in turns, rules are timed for as many turns right after nothing. A turn is \
+                 calls of a millisecond; of all calls of a round the fastest tenth counts, because \
+                 what neighbours take away is never negative. iptables-legacy, whose hooks stay, has a network \
+                 namespace of its own. iptables has two rules a port and direction, and the port \
                  that is hit is the last one. It was checked that each way counted every packet."
             .to_owned(),
         tables: vec![Table {

@@ -65,7 +65,8 @@ impl Estimate {
 /// A number for people: three or four digits that mean something.
 pub fn number(value: f64) -> String {
     let decimals = match value.abs() {
-        size if size >= 100.0 => 0,
+        // A count of things, such as ports, has none.
+        size if size >= 100.0 || (size >= 1.0 && value.fract() == 0.0) => 0,
         size if size >= 0.1 || size == 0.0 => 1,
         _ => 3,
     };
@@ -99,6 +100,20 @@ pub fn median(values: &[f64]) -> Option<f64> {
         return Some(upper);
     }
     Some(f64::midpoint(upper, sorted[sorted.len() / 2 - 1]))
+}
+
+/// The value that this part of the values is not above: 0.5 is about the middle one. `None` without any.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "an index of a short list"
+)]
+pub fn part(values: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let at = (sorted.len() as f64 * part.clamp(0.0, 1.0)) as usize;
+    sorted.get(at.min(sorted.len().saturating_sub(1))).copied()
 }
 
 /// What was measured, by variant and round.
@@ -186,6 +201,15 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0]), Some(3.0));
         assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), Some(3.0));
+    }
+
+    #[test]
+    fn a_part_of_the_values_is_not_above_it() {
+        let values: Vec<f64> = (0..40).rev().map(f64::from).collect();
+        assert_eq!(part(&values, 0.0), Some(0.0));
+        assert_eq!(part(&values, 0.1), Some(4.0));
+        assert_eq!(part(&values, 1.0), Some(39.0));
+        assert_eq!(part(&[], 0.1), None);
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use std::{os::fd::OwnedFd, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use traffic_user::{
     accounting::ident::{Group, Groups, Transport},
     meter::{
+        devices::Choice,
         ebpf::{EbpfMeter, Hook, Options},
         iptables::IptablesMeter,
         nft::NftMeter,
@@ -67,9 +68,9 @@ impl Way {
         }
     }
 
-    /// Whether asking what was counted is cheap.
-    pub(super) const fn is_ours(self) -> bool {
-        matches!(self, Self::Tcx | Self::Tc | Self::Cgroup)
+    /// Whether it can be taken off and put back in a moment, so that it is timed in turns with nothing.
+    pub(super) const fn is_quick(self) -> bool {
+        matches!(self, Self::None | Self::NoneAgain | Self::Empty | Self::Tcx | Self::Tc)
     }
 
     /// Puts it in place in this thread's network namespace.
@@ -103,8 +104,8 @@ impl Way {
 pub(super) enum Installed {
     /// Nothing.
     Nothing,
-    /// Held by its links.
-    Links { _links: [OwnedFd; 2] },
+    /// A program, held by its links.
+    Links { program: Program, links: Option<[OwnedFd; 2]> },
     /// Ours.
     Ours(Box<EbpfMeter>),
     /// Ours, with its table.
@@ -148,6 +149,28 @@ impl Installed {
         }
     }
 
+    /// Takes one that is [quick](Way::is_quick) off for a moment, or puts it back.
+    pub(super) fn set(&mut self, lab: &Lab, on: bool) -> Result<()> {
+        match self {
+            Self::Nothing => {}
+            Self::Links { program, links } => {
+                if links.is_some() != on {
+                    *links = on.then(|| program.attach_tcx(lab.device.index)).transpose()?;
+                }
+            }
+            Self::Ours(meter) => {
+                let choice = if on { lab::only(&lab.device) } else { Choice::default() };
+                if let Some(error) = meter.count_on(&choice).into_iter().next() {
+                    return Err(error.into());
+                }
+                let attached = meter.devices().count();
+                ensure!(attached == usize::from(on), "attached to {attached} devices");
+            }
+            _ => bail!("rules are not taken off for a moment"),
+        }
+        Ok(())
+    }
+
     /// Takes it away.
     pub(super) fn remove(self) -> Result<()> {
         match self {
@@ -168,8 +191,9 @@ impl Installed {
 }
 
 fn empty(ifindex: u32) -> Result<Installed> {
-    let links = Program::empty(Kind::Classifier)?.attach_tcx(ifindex)?;
-    Ok(Installed::Links { _links: links })
+    let program = Program::empty(Kind::Classifier)?;
+    let links = Some(program.attach_tcx(ifindex)?);
+    Ok(Installed::Links { program, links })
 }
 
 /// Groups of one port each.
