@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use netlink_packet_core::{NLA_HEADER_SIZE, NlaBuffer, NlasIterator};
 
+use crate::accounting::reading::Lane;
+
 /// `NFT_OBJECT_COUNTER`.
 pub(super) const COUNTER: u32 = 1;
 
@@ -55,7 +57,29 @@ pub(super) struct Rule {
     pub(super) comment: Option<String>,
 }
 
-/// A map from ports to counters.
+/// What a map is asked with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Key {
+    pub(super) lane: Lane,
+    pub(super) port: u16,
+}
+
+impl Key {
+    /// From three numbers, each in four bytes that begin with it; `None` for protocols and families
+    /// that have no lane.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let &[protocol, _, _, _, family, _, _, _, high, low, ..] = bytes else {
+            return None;
+        };
+        let lane = Lane::ALL.into_iter().find(|lane| {
+            (protocol, family)
+                == (if lane.tcp() { 6 } else { 17 }, if lane.ipv4() { 2 } else { 10 })
+        });
+        Some(Self { lane: lane?, port: u16::from_be_bytes([high, low]) })
+    }
+}
+
+/// A map from lanes and ports to counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Map {
     pub(super) name: String,
@@ -63,7 +87,7 @@ pub(super) struct Map {
     pub(super) shape: (u32, bool),
     /// Most elements that it takes; 0 when it grows.
     pub(super) size: u32,
-    pub(super) elements: BTreeMap<u16, String>,
+    pub(super) elements: BTreeMap<Key, String>,
 }
 
 impl Found {
@@ -150,8 +174,8 @@ impl Map {
         const OBJECT: u16 = 9;
         for (_, element) in attributes(find(body, ELEMENTS).unwrap_or_default()) {
             let key = find(element, KEY).and_then(|key| find(key, 1));
-            if let Some(port) = key.and_then(|key| key.first_chunk()) {
-                self.elements.insert(u16::from_be_bytes(*port), name(element, OBJECT));
+            if let Some(key) = key.and_then(Key::of) {
+                self.elements.insert(key, name(element, OBJECT));
             }
         }
     }

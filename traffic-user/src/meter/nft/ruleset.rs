@@ -3,16 +3,18 @@
 //!
 //! ```text
 //! counter g1_tcp4_in                          one for each group, lane and direction
-//! map     tcp4_in { 443 : "g1_tcp4_in", ... } one for each lane and direction
-//! chain   input   { hook input, first }       one rule for each lane: look the port up, count
+//! map     ports_in  { tcp . ipv4 . 443 : "g1_tcp4_in", ... }
+//! map     ports_out { tcp . ipv4 . 443 : "g1_tcp4_out", ... }
+//! chain   input   { hook input, first }       one rule: look lane and port up, count
 //! chain   output  { hook output, last }
 //! chain   about   { comments }                no packet comes here
 //! ```
 //!
 //! A range is many elements that lead to one counter, so a packet costs one look-up in a hash table of
-//! fixed size, whatever the number of ports. Packets from outside pass `input` alone, those to it
-//! `output` alone. A packet over the loopback passes both, once as entering its port of destination
-//! and once as leaving its port of origin.
+//! fixed size, whatever the number of ports and whether one is watched or not. A rule for each lane, with
+//! a map for ports alone, was a third dearer: each rule that does not match costs as much as the longer
+//! key. Packets from outside pass `input` alone, those to it `output` alone. A packet over the loopback
+//! passes both, once as entering its port of destination and once as leaving its port of origin.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +24,7 @@ use std::{
 use super::{
     about::{About, Entry},
     kernel::TABLE,
-    parse::{Chain, Count, Found, Hooked, Map, Rule},
+    parse::{Chain, Count, Found, Hooked, Key, Map, Rule},
 };
 use crate::accounting::{
     ident::Group,
@@ -33,11 +35,22 @@ use crate::accounting::{
 pub(super) const MARK: &str = "traffic: counts ports, decides nothing";
 const ABOUT: &str = "about";
 
-/// Smallest room of a map. It costs 16 KiB.
-const LEAST_SIZE: u32 = 1024;
-const MOST_SIZE: u32 = 65_536;
+/// Bytes of a key: three numbers, each in a register of its own.
+const KEY: u32 = 12;
+/// Smallest room of a map. It costs 64 KiB.
+const LEAST_SIZE: u32 = 4096;
+/// All ports of all lanes.
+const MOST_SIZE: u32 = 4 * 65_536;
 
-/// A lane and a direction: what a map is for.
+/// A rule without effect, which nft lists as another one: who finds that one has a table that somebody
+/// saved and loaded again.
+const CANARY: &str = "meta l4proto tcp meta nfproto ipv4 th dport 1 continue";
+const CANARY_EXPRESSIONS: &str = "meta 16 1 -; cmp 1 0 06; meta 15 1 -; cmp 1 0 02; \
+                                  payload 2 2 2 1; cmp 1 0 0001; immediate";
+const CANARY_LOADED: &str = "meta 15 1 -; cmp 1 0 02; meta 16 1 -; cmp 1 0 06; \
+                             payload 2 2 2 1; cmp 1 0 0001; immediate";
+
+/// A lane and a direction: what a counter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Place {
     pub(super) lane: Lane,
@@ -45,21 +58,14 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Rules stand in this order: what is most frequent passes the fewest.
+    /// All of them.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         Direction::ALL
             .into_iter()
             .flat_map(|direction| Lane::ALL.into_iter().map(move |lane| Self { lane, direction }))
     }
 
-    const fn chain(self) -> &'static str {
-        match self.direction {
-            Direction::Input => "input",
-            Direction::Output => "output",
-        }
-    }
-
-    /// Name of its map, and end of the names of its counters.
+    /// End of the names of its counters.
     const fn name(self) -> &'static str {
         match (self.lane, self.direction) {
             (Lane::Tcp4, Direction::Input) => "tcp4_in",
@@ -81,44 +87,49 @@ impl Place {
         let transport = entry.group.transport();
         if self.lane.tcp() { transport.tcp() } else { transport.udp() }
     }
+}
 
-    /// As nft reads it.
-    fn rule(self) -> String {
-        let family = if self.lane.ipv4() { "ipv4" } else { "ipv6" };
-        let protocol = if self.lane.tcp() { "tcp" } else { "udp" };
-        let side = match self.direction {
-            Direction::Input => "dport",
-            Direction::Output => "sport",
-        };
-        let name = self.name();
-        format!("meta l4proto {protocol} meta nfproto {family} counter name th {side} map @{name}")
+/// Name of the chain of a direction.
+const fn chain(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Input => "input",
+        Direction::Output => "output",
     }
+}
 
-    /// As the kernel says it.
-    fn expressions(self) -> String {
-        let [family, protocol, port] = self.parts();
-        format!("{protocol}; {family}; {port}")
+/// Name of the map of a direction.
+const fn map(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Input => "ports_in",
+        Direction::Output => "ports_out",
     }
+}
 
-    /// The same when it was loaded from what `nft list` writes.
-    fn loaded(self) -> String {
-        let [family, protocol, port] = self.parts();
-        format!("{family}; {protocol}; {port}")
-    }
+/// The rule of a direction, as nft reads it.
+fn rule(direction: Direction) -> String {
+    let side = match direction {
+        Direction::Input => "dport",
+        Direction::Output => "sport",
+    };
+    let map = map(direction);
+    format!("counter name meta l4proto . meta nfproto . th {side} map @{map}")
+}
 
-    fn parts(self) -> [String; 3] {
-        let (family, protocol) =
-            (if self.lane.ipv4() { "02" } else { "0a" }, if self.lane.tcp() { "06" } else { "11" });
-        let offset = match self.direction {
-            Direction::Input => 2,
-            Direction::Output => 0,
-        };
-        [
-            format!("meta 15 1 -; cmp 1 0 {family}"),
-            format!("meta 16 1 -; cmp 1 0 {protocol}"),
-            format!("payload 2 {offset} 2 1; objref 1 @{}", self.name()),
-        ]
-    }
+/// The same as the kernel says it.
+fn expressions(direction: Direction) -> String {
+    let offset = match direction {
+        Direction::Input => 2,
+        Direction::Output => 0,
+    };
+    let map = map(direction);
+    format!("meta 16 1 -; meta 15 9 -; payload 2 {offset} 2 10; objref 1 @{map}")
+}
+
+/// A key as nft reads it.
+fn key(key: Key) -> String {
+    let protocol = if key.lane.tcp() { "tcp" } else { "udp" };
+    let family = if key.lane.ipv4() { "ipv4" } else { "ipv6" };
+    format!("{protocol} . {family} . {}", key.port)
 }
 
 /// What counters say, by entry and place.
@@ -159,27 +170,35 @@ pub(super) fn counters(about: &About) -> impl Iterator<Item = String> {
     })
 }
 
-fn elements(about: &About, place: Place) -> BTreeMap<u16, String> {
+fn elements(about: &About, direction: Direction) -> BTreeMap<Key, String> {
+    let places = |entry| {
+        Place::all().filter(move |place| place.direction == direction && place.suits(entry))
+    };
     about
         .watched()
-        .filter(|entry| place.suits(entry))
-        .flat_map(|entry| {
+        .flat_map(|entry| places(entry).map(move |place| (entry, place)))
+        .flat_map(|(entry, place)| {
             let name = counter(entry.id, place);
-            entry.group.ports().map(move |port| (port, name.clone()))
+            let lane = place.lane;
+            entry.group.ports().map(move |port| (Key { lane, port }, name.clone()))
         })
         .collect()
 }
 
 /// The room that the maps need, and some for groups that come later.
 pub(super) fn size_for(about: &About) -> u32 {
-    let most = Place::all()
-        .map(|place| {
-            let entries = about.watched().filter(|entry| place.suits(entry));
-            entries.flat_map(|entry| entry.group.ranges()).map(|r| ports(r.first(), r.last())).sum()
+    let needed: u32 = about
+        .watched()
+        .map(|entry| {
+            let lanes = Lane::ALL.into_iter().filter(|lane| {
+                let transport = entry.group.transport();
+                if lane.tcp() { transport.tcp() } else { transport.udp() }
+            });
+            let ports: u32 = entry.group.ranges().iter().map(|r| ports(r.first(), r.last())).sum();
+            lanes.map(|_| ports).sum::<u32>()
         })
-        .max();
-    let most: u32 = most.unwrap_or(0);
-    most.saturating_add(most / 4).next_power_of_two().clamp(LEAST_SIZE, MOST_SIZE)
+        .sum();
+    needed.saturating_add(needed / 4).next_power_of_two().clamp(LEAST_SIZE, MOST_SIZE)
 }
 
 fn ports(first: u16, last: u16) -> u32 {
@@ -197,9 +216,10 @@ pub(super) fn wanted(about: &About, size: u32) -> Found {
         text: "immediate".into(),
         comment: Some(comment),
     });
-    let rules = Place::all().map(|place| Rule {
-        chain: place.chain().into(),
-        text: place.expressions(),
+    let canary = Rule { chain: ABOUT.into(), text: CANARY_EXPRESSIONS.into(), comment: None };
+    let rules = Direction::ALL.into_iter().map(|direction| Rule {
+        chain: chain(direction).into(),
+        text: expressions(direction),
         comment: None,
     });
     Found {
@@ -211,13 +231,14 @@ pub(super) fn wanted(about: &About, size: u32) -> Found {
             base("input", 1, -300),
             base("output", 3, 300),
         ],
-        rules: comments.chain(rules).collect(),
-        maps: Place::all()
-            .map(|place| Map {
-                name: place.name().into(),
-                shape: (2, true),
+        rules: comments.chain([canary]).chain(rules).collect(),
+        maps: Direction::ALL
+            .into_iter()
+            .map(|direction| Map {
+                name: map(direction).into(),
+                shape: (KEY, true),
                 size,
-                elements: elements(about, place),
+                elements: elements(about, direction),
             })
             .collect(),
         counters: counters(about).map(|name| (name, Count::default())).collect(),
@@ -227,7 +248,7 @@ pub(super) fn wanted(about: &About, size: u32) -> Found {
 
 /// What the table says about itself.
 pub(super) fn about(found: &Found) -> Option<About> {
-    let comments = found.rules.iter().filter(|rule| rule.chain == ABOUT);
+    let comments = found.rules.iter().filter(|rule| rule.chain == ABOUT && !is_canary(rule));
     About::from_comments(comments.map(|rule| rule.comment.as_deref().unwrap_or_default()))
 }
 
@@ -244,7 +265,9 @@ pub(super) fn foreign(found: &Found) -> Option<String> {
     if let Some(chain) = found.chains.iter().find(|chain| !ours(&chain.name)) {
         return inside("the chain", &chain.name);
     }
-    if let Some(map) = found.maps.iter().find(|map| Place::of(&map.name).is_none()) {
+    if let Some(map) =
+        found.maps.iter().find(|found| Direction::ALL.into_iter().all(|way| map(way) != found.name))
+    {
         return inside("the set", &map.name);
     }
     if let Some(name) = found.counters.keys().find(|name| owner(name).is_none()) {
@@ -253,11 +276,12 @@ pub(super) fn foreign(found: &Found) -> Option<String> {
     if let Some(other) = found.others.first() {
         return inside("", other);
     }
-    let known = |rule: &Rule| match rule.chain.as_str() {
-        ABOUT => rule.text == "immediate",
-        chain => Place::all()
-            .filter(|place| place.chain() == chain)
-            .any(|place| place.expressions() == rule.text || place.loaded() == rule.text),
+    let known = |rule: &Rule| {
+        let of_chain = |way: &Direction| chain(*way) == rule.chain;
+        match Direction::ALL.into_iter().find(of_chain) {
+            None => rule.text == "immediate" || is_canary(rule),
+            Some(direction) => rule.text == expressions(direction),
+        }
     };
     found
         .rules
@@ -269,7 +293,11 @@ pub(super) fn foreign(found: &Found) -> Option<String> {
 /// Whether the table was loaded from a listing that somebody saved. Its counters begin with what they had
 /// then.
 pub(super) fn is_loaded(found: &Found) -> bool {
-    found.rules.iter().any(|rule| Place::all().any(|place| place.loaded() == rule.text))
+    found.rules.iter().any(|rule| rule.chain == ABOUT && rule.text == CANARY_LOADED)
+}
+
+fn is_canary(rule: &Rule) -> bool {
+    [CANARY_EXPRESSIONS, CANARY_LOADED].contains(&rule.text.as_str())
 }
 
 /// What of the wanted is not there, in words; nothing when all of it is. Whether others put something
@@ -300,14 +328,12 @@ pub(super) fn lost(wanted: &Found, found: Option<&Found>) -> Vec<String> {
                 lost.push(format!("the map {} as it was", map.name));
             }
             Some(other) if other.elements != map.elements => {
-                let gone = map
-                    .elements
-                    .iter()
-                    .filter(|(port, name)| other.elements.get(port) != Some(name));
+                let gone =
+                    map.elements.iter().filter(|(key, name)| other.elements.get(key) != Some(name));
                 match gone.count() {
-                    0 => lost.push(format!("the map {}: it has ports too many", map.name)),
+                    0 => lost.push(format!("the map {}: it has entries too many", map.name)),
                     gone => lost.push(format!(
-                        "{gone} of {} ports in the map {}",
+                        "{gone} of {} entries in the map {}",
                         map.elements.len(),
                         map.name
                     )),
@@ -355,7 +381,7 @@ pub(super) fn script(about: &About, size: u32, begin: &HashMap<String, Count>) -
         writeln!(text, "chain input {{ type filter hook input priority -300; policy accept; }}");
     let _ =
         writeln!(text, "chain output {{ type filter hook output priority 300; policy accept; }}");
-    write_rules(&mut text, Place::all());
+    write_rules(&mut text);
     write_about(&mut text, about);
     text.push_str("}\n");
     text
@@ -370,27 +396,27 @@ pub(super) fn change(from: &About, to: &About, room: u32) -> (String, u32) {
     let size = if needed > room { needed } else { room };
     let mut parts = String::new();
     if size == room {
-        for place in Place::all() {
-            let (old, new) = (elements(from, place), elements(to, place));
-            let gone = old.iter().filter(|(port, name)| new.get(port) != Some(name));
-            let gone: Vec<String> = gone.map(|(port, _)| port.to_string()).collect();
+        for direction in Direction::ALL {
+            let (old, new) = (elements(from, direction), elements(to, direction));
+            let gone = old.iter().filter(|(key, name)| new.get(key) != Some(name));
+            let gone: Vec<String> = gone.map(|(gone, _)| key(*gone)).collect();
             if !gone.is_empty() {
-                let (name, gone) = (place.name(), gone.join(", "));
+                let (name, gone) = (map(direction), gone.join(", "));
                 let _ = writeln!(text, "delete element inet {TABLE} {name} {{ {gone} }}");
             }
-            let come = new.iter().filter(|(port, name)| old.get(port) != Some(name));
-            let come = come.map(|(port, name)| (*port, name.clone())).collect();
-            write_map(&mut parts, place, size, &come);
+            let come = new.iter().filter(|(key, name)| old.get(key) != Some(name));
+            let come = come.map(|(key, name)| (*key, name.clone())).collect();
+            write_map(&mut parts, direction, size, &come);
         }
     } else {
         for chain in ["input", "output"] {
             let _ = writeln!(text, "flush chain inet {TABLE} {chain}");
         }
-        for place in Place::all() {
-            let _ = writeln!(text, "delete map inet {TABLE} {}", place.name());
+        for direction in Direction::ALL {
+            let _ = writeln!(text, "delete map inet {TABLE} {}", map(direction));
         }
         write_maps(&mut parts, to, size);
-        write_rules(&mut parts, Place::all());
+        write_rules(&mut parts);
     }
     let _ = writeln!(text, "table inet {TABLE} {{");
     let known: std::collections::HashSet<String> = counters(from).collect();
@@ -404,24 +430,28 @@ pub(super) fn change(from: &About, to: &About, room: u32) -> (String, u32) {
 }
 
 fn write_maps(text: &mut String, about: &About, size: u32) {
-    for place in Place::all() {
-        write_map(text, place, size, &elements(about, place));
+    for direction in Direction::ALL {
+        write_map(text, direction, size, &elements(about, direction));
     }
 }
 
-fn write_map(text: &mut String, place: Place, size: u32, elements: &BTreeMap<u16, String>) {
-    let _ = writeln!(text, "map {} {{ type inet_service : counter; size {size};", place.name());
+fn write_map(text: &mut String, direction: Direction, size: u32, elements: &BTreeMap<Key, String>) {
+    let name = map(direction);
+    let _ = writeln!(
+        text,
+        "map {name} {{ type inet_proto . nf_proto . inet_service : counter; size {size};"
+    );
     if !elements.is_empty() {
         let pairs: Vec<_> =
-            elements.iter().map(|(port, name)| format!("{port} : \"{name}\"")).collect();
+            elements.iter().map(|(at, name)| format!("{} : \"{name}\"", key(*at))).collect();
         let _ = writeln!(text, "elements = {{ {} }}", pairs.join(", "));
     }
     text.push_str("}\n");
 }
 
-fn write_rules(text: &mut String, places: impl Iterator<Item = Place>) {
-    for place in places {
-        let _ = writeln!(text, "chain {} {{ {}; }}", place.chain(), place.rule());
+fn write_rules(text: &mut String) {
+    for direction in Direction::ALL {
+        let _ = writeln!(text, "chain {} {{ {}; }}", chain(direction), rule(direction));
     }
 }
 
@@ -430,6 +460,7 @@ fn write_about(text: &mut String, about: &About) {
     for comment in about.comments() {
         let _ = writeln!(text, "continue comment \"{comment}\"");
     }
+    let _ = writeln!(text, "{CANARY}");
     text.push_str("}\n");
 }
 

@@ -55,15 +55,22 @@ fn a_comment_stands_among_other_notes() {
 }
 
 #[test]
-fn elements_lead_from_a_port_to_a_counter() {
-    let element = |port: u16, name: &[u8]| {
-        let key = attribute(1, &attribute(1, &port.to_be_bytes()));
+fn elements_lead_from_a_lane_and_a_port_to_a_counter() {
+    let element = |key: [u8; 12], name: &[u8]| {
+        let key = attribute(1, &attribute(1, &key));
         attribute(1, &[key, attribute(9, name)].concat())
     };
-    let body = attribute(3, &[element(443, b"a\0"), element(65535, b"b\0")].concat());
-    let mut map = Map { name: String::new(), shape: (2, true), size: 0, elements: BTreeMap::new() };
+    let tcp4 = [6, 0, 0, 0, 2, 0, 0, 0, 1, 187, 0, 0];
+    let udp6 = [17, 0, 0, 0, 10, 0, 0, 0, 255, 255, 0, 0];
+    let sctp = [132, 0, 0, 0, 2, 0, 0, 0, 1, 187, 0, 0];
+    let elements = [element(tcp4, b"a\0"), element(udp6, b"b\0"), element(sctp, b"c\0")];
+    let body = attribute(3, &elements.concat());
+    let mut map =
+        Map { name: String::new(), shape: (12, true), size: 0, elements: BTreeMap::new() };
     map.add_elements(&body);
-    assert_eq!(map.elements, BTreeMap::from([(443, "a".into()), (65535, "b".into())]));
+    let key = |lane, port| Key { lane, port };
+    let want = [(key(Lane::Tcp4, 443), "a".into()), (key(Lane::Udp6, 65535), "b".into())];
+    assert_eq!(map.elements, BTreeMap::from(want));
 }
 
 #[test]
