@@ -19,7 +19,8 @@ use traffic_user::{
     meter::Lock,
 };
 
-use super::{DATAGRAM4, Lab, METERS, needs, run};
+use super::{DATAGRAM4, DATAGRAM6, Lab, METERS, iptables, needs, port, run};
+use crate::cli::keeps_to;
 
 const USER: &str = "a@example.com";
 const API: &str = "127.0.0.1:10085";
@@ -61,10 +62,9 @@ fn without_a_proxy_what_rules_counted_is_booked_and_a_period_begins() {
         let reset = |which: &[&str]| -> Answer {
             site.run(&lab.host, &[&["reset", "--yes", "--no-proxy"], which].concat())
         };
-        for (which, said) in [
-            (&["--port", "81"][..], "no group has port 81"),
-            (&["--user", USER], "no user is"),
-        ] {
+        for (which, said) in
+            [(&["--port", "81"][..], "no group has port 81"), (&["--user", USER], "no user is")]
+        {
             let refused = reset(which);
             assert_eq!(refused.code, Some(2), "{which:?}: {}", refused.stdout);
             assert!(refused.stderr.contains(said), "{which:?}: {}", refused.stderr);
@@ -95,6 +95,63 @@ fn without_a_proxy_what_rules_counted_is_booked_and_a_period_begins() {
         let nothing = reset(&["--all"]);
         assert_eq!(nothing.code, Some(2), "{}", nothing.stdout);
         assert!(nothing.stderr.contains("nothing counts now"), "{}", nothing.stderr);
+    }
+}
+
+#[test]
+fn what_is_shown_begins_at_zero_and_the_counters_go_on() {
+    needs!();
+    for meter in METERS {
+        let (site, lab) = (Site::new(), Lab::new());
+        let args = ["--ports", "5000/udp,6000/udp=web", "--persist", "--interval", "1h"];
+        let daemon = run(&site, &lab, meter, &args);
+        let shown = || iptables(&site, &lab, &["port", "--json"]).json();
+        let reset = |which: &[&str]| {
+            let answer = site.run(&lab.host, &[&["reset", "--yes", "--no-proxy"], which].concat());
+            assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+        };
+        lab.send(false, 5000, 3);
+        lab.send(true, 6000, 4);
+        reset(&["--port", "5000"]);
+        // At once, although the next tick is far away.
+        lab.send(false, 5000, 2);
+        let document = shown();
+        keeps_to("iptables", &document);
+        assert_eq!(port(&document, "5000"), Traffic::input(2 * DATAGRAM4, 2), "{meter}");
+        assert_eq!(port(&document, "6000"), Traffic::input(4 * DATAGRAM6, 4), "{meter}");
+        assert!(document["ports"]["5000"]["reset_at"].is_string(), "{document}");
+        assert!(document["ports"]["6000"]["reset_at"].is_null(), "{document}");
+        let total = 2 * DATAGRAM4 + 4 * DATAGRAM6;
+        assert_eq!(document["total"]["input_bytes"], total, "{document}");
+        let table = iptables(&site, &lab, &["port"]).stdout;
+        assert!(table.contains("port 5000 was reset: since 20"), "{table}");
+        assert!(!table.contains("port 6000 was reset"), "{table}");
+        let six = iptables(&site, &lab, &["total", "--ipv6", "--json"]).json();
+        assert_eq!(six["total"]["input_bytes"], 4 * DATAGRAM6, "{six}");
+        daemon.stop();
+
+        // Without a daemon as well, and then with the next.
+        reset(&["--all"]);
+        lab.send(false, 5000, 1);
+        let document = shown();
+        assert_eq!(port(&document, "5000"), Traffic::input(DATAGRAM4, 1), "{meter}");
+        assert_eq!(port(&document, "6000"), Traffic::default(), "{meter}");
+        let daemon = run(&site, &lab, meter, &args);
+        assert_eq!(port(&shown(), "5000"), Traffic::input(DATAGRAM4, 1), "{meter}");
+        let dump = site.run(&lab.host, &["dump", "--json"]).json();
+        assert_eq!(port(&dump, "5000"), Traffic::input(6 * DATAGRAM4, 6), "{meter}");
+        daemon.stop();
+        assert_eq!(packets(&site), 6, "{meter}");
+
+        // Other counters begin by themselves.
+        site.run(&lab.host, &["clean"]);
+        let daemon = run(&site, &lab, meter, &args);
+        lab.send(false, 5000, 9);
+        let document = shown();
+        assert_eq!(port(&document, "5000"), Traffic::input(9 * DATAGRAM4, 9), "{meter}");
+        assert!(document["ports"]["5000"]["reset_at"].is_null(), "{document}");
+        daemon.stop();
+        site.run(&lab.host, &["clean"]);
     }
 }
 
@@ -145,7 +202,8 @@ fn what_the_proxy_moved_since_its_last_poll_is_booked_before_it_goes() {
     assert_eq!(payload(), (0, 0));
     fake.user(USER, 100, 200);
     lab.send(false, 5000, 2);
-    let reset = |more: &[&str]| site.run(&lab.host, &[&config[..], &["reset", "--yes"], more].concat());
+    let reset =
+        |more: &[&str]| site.run(&lab.host, &[&config[..], &["reset", "--yes"], more].concat());
 
     // Nothing goes when it cannot be booked, or is not known.
     let value = || fake.value(&format!("user>>>{USER}>>>traffic>>>downlink"));
