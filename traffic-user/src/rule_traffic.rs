@@ -5,6 +5,7 @@ use crate::{
         ident::Group,
         reading::{Snapshot, Traffic},
         rules::{Family, RulesReport},
+        zeros::Zeros,
     },
     meter::{self, MeterError},
 };
@@ -22,7 +23,7 @@ pub struct PortTraffic {
 /// How much traffic our rules of nftables or iptables have counted on a port, IPv6 alone with `ipv6`, else
 /// IPv4 alone. Exactly this port: 80 is not found in 8080.
 ///
-/// Cumulative since the epoch of the rules began, bytes of socket buffers from the IP header on
+/// Cumulative since the epoch of the rules began, whatever was reset, bytes of socket buffers from the IP header on
 /// (`l3-skb`); input enters on the port, output leaves from it. Reads once and resets nothing. `None` when
 /// no rule of ours counts the port: nothing was measured, which is not zero.
 ///
@@ -44,7 +45,7 @@ pub fn calcul_iptables_traffic(port: u16, ipv6: bool) -> Result<Option<PortTraff
 }
 
 fn of_port(snapshot: Snapshot, port: u16, family: Family) -> Option<PortTraffic> {
-    let report = RulesReport { host: String::new(), snapshot, family: Some(family) };
+    let report = RulesReport::new(String::new(), snapshot, Some(family), &Zeros::default());
     let has = |group: &Group| {
         group.ranges().iter().any(|range| (range.first()..=range.last()).contains(&port))
     };

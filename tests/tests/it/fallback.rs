@@ -5,6 +5,7 @@ mod bad;
 mod changing;
 mod left;
 mod relay;
+mod reset;
 
 use std::{
     fs,

@@ -23,3 +23,4 @@ pub mod subject;
 pub mod tick;
 pub mod units;
 pub mod usage;
+pub mod zeros;

@@ -81,6 +81,17 @@ impl Traffic {
         }
     }
 
+    /// What is above the other; stops at zero.
+    #[must_use]
+    pub const fn less(self, other: Self) -> Self {
+        Self {
+            input_bytes: self.input_bytes.saturating_sub(other.input_bytes),
+            input_packets: self.input_packets.saturating_sub(other.input_packets),
+            output_bytes: self.output_bytes.saturating_sub(other.output_bytes),
+            output_packets: self.output_packets.saturating_sub(other.output_packets),
+        }
+    }
+
     /// Adds bytes and packets of one direction; stops at the largest number.
     pub const fn add(&mut self, direction: Direction, bytes: u64, packets: u64) {
         let (sum_bytes, sum_packets) = match direction {
@@ -199,6 +210,17 @@ impl Lanes {
             Lane::Tcp6 => &mut self.tcp6,
             Lane::Udp4 => &mut self.udp4,
             Lane::Udp6 => &mut self.udp6,
+        }
+    }
+
+    /// What is above the others, lane by lane; stops at zero.
+    #[must_use]
+    pub const fn less(&self, other: &Self) -> Self {
+        Self {
+            tcp4: self.tcp4.less(other.tcp4),
+            tcp6: self.tcp6.less(other.tcp6),
+            udp4: self.udp4.less(other.udp4),
+            udp6: self.udp6.less(other.udp6),
         }
     }
 

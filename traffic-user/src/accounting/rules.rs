@@ -1,6 +1,9 @@
 //! What rules of a firewall counted, as a report.
 
-use super::reading::{Lane, Lanes, Snapshot, Traffic};
+use super::{
+    reading::{Lane, Lanes, Snapshot, Traffic},
+    zeros::Zeros,
+};
 
 /// One version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,9 +33,22 @@ pub struct RulesReport {
     pub snapshot: Snapshot,
     /// One version of IP only; `None` is both.
     pub family: Option<Family>,
+    /// For each group when it was reset, nanoseconds of Unix time: its numbers begin there.
+    pub resets: Vec<Option<i128>>,
 }
 
 impl RulesReport {
+    /// What is shown to people: from the last reset of each group on.
+    pub fn new(
+        host: String,
+        mut snapshot: Snapshot,
+        family: Option<Family>,
+        zeros: &Zeros,
+    ) -> Self {
+        let resets = zeros.apply(&mut snapshot);
+        Self { host, snapshot, family, resets }
+    }
+
     /// Traffic of the versions of IP that were asked for.
     pub fn traffic(&self, lanes: &Lanes) -> Traffic {
         Lane::ALL
@@ -74,7 +90,7 @@ mod tests {
         };
         let total = |family| {
             let snapshot = snapshot.clone();
-            RulesReport { host: "h".into(), snapshot, family }.total().input_bytes
+            RulesReport::new("h".into(), snapshot, family, &Zeros::default()).total().input_bytes
         };
         let sums = [None, Some(Family::Ipv4), Some(Family::Ipv6)].map(total);
         assert_eq!(sums, [1111, 101, 1010]);

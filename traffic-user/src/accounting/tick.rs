@@ -34,12 +34,14 @@ use super::{
     attribute::Merge,
     delta::{Deltas, First, diff},
     frame::Frame,
+    ident::Group,
     payload::{self, Kept, PayloadDeltas, Polls},
     proxy::{CounterName, Payload, ProxySnapshot, Subject as Counted},
     reading::{Coverage, Lane, Layer, Snapshot, Traffic},
     relay::{Devices, Relay, Relayed},
     subject::{GroupKey, Subject},
     usage::{Entry, Event, Usage},
+    zeros::Zeros,
 };
 
 mod events;
@@ -63,6 +65,8 @@ pub struct Cursors {
     pub proxy: Option<ProxyCursor>,
     /// The devices', beside a meter that sees its groups alone.
     pub devices: Option<Devices>,
+    /// Where groups that were reset begin for people.
+    pub zeros: Zeros,
 }
 
 /// The last poll of a proxy, and in which life of the host it was.
@@ -130,6 +134,7 @@ pub struct State {
     unreported: Payload,
     merge: Merge,
     relay: Relay,
+    zeros: Zeros,
     layer: Option<Layer>,
     owed: HashMap<(Subject, Layer), Owed>,
     events: Vec<Event>,
@@ -169,6 +174,7 @@ impl State {
             polls,
             former,
             relay: Relay::resumed(cursors.devices),
+            zeros: cursors.zeros,
             ..Self::default()
         }
     }
@@ -199,6 +205,7 @@ impl State {
         self.note_all(fresh);
         for snapshot in snapshots {
             self.inherited.remove(snapshot.meter);
+            self.zeros.forget_former(snapshot);
         }
         let at = frame.at();
         self.frame = frame.following(std::mem::take(&mut self.frame));
@@ -222,6 +229,15 @@ impl State {
         self.inherited.remove(baseline.meter);
         self.frame.insert(baseline);
         ticked
+    }
+
+    /// Groups that are `wanted` begin anew for people, with their last readings. Nothing of what is counted
+    /// or booked changes. `at` is nanoseconds of Unix time.
+    pub fn begin_at_zero(&mut self, wanted: impl Fn(&Group) -> bool, at: i128) {
+        let active = |snapshot: &&Snapshot| self.active.contains(&snapshot.meter);
+        for snapshot in self.frame.snapshots().iter().filter(active) {
+            self.zeros.set(snapshot, &wanted, at);
+        }
     }
 
     /// Lets go of what is owed, because there is no ledger.
@@ -276,6 +292,7 @@ impl State {
             active: self.active.clone(),
             proxy: polled.or_else(|| self.former.clone()),
             devices: self.relay.last().cloned(),
+            zeros: self.zeros.clone(),
         }
     }
 

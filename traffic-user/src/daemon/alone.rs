@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use super::{
     Books, Whose,
     books::Standing,
-    names, period_begins, second_of, unix_time,
-    zero::{Zeroed, zero},
+    names, second_of, unix_time,
+    zero::{Zeroed, begin_at_zero, period_begins, zero},
 };
 use crate::{
     accounting::{
@@ -74,6 +74,7 @@ pub(crate) fn reset_alone(
     let of_proxy = !zeroed.done.is_empty();
     let said = zeroed.said();
     if said.is_ok() {
+        begin_at_zero(&mut state, whose, event.at);
         state.note(event);
     }
     book(&mut books, &mut state)?;

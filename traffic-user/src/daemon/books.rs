@@ -22,6 +22,8 @@ use crate::{
 
 /// How long the end waits for the disk.
 const LAST: Duration = Duration::from_secs(20);
+/// How long somebody who asked for something waits for it, at most twice.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// What came of a plan.
 enum Outcome {
@@ -124,13 +126,23 @@ impl Books {
         }
     }
 
+    /// Books what is owed and waits a moment for it, because somebody will look.
+    pub(super) fn book_now(&mut self, state: &mut State, now: i64) {
+        if self.wait(state, MOMENT) {
+            self.send(state, now);
+            self.wait(state, MOMENT);
+        }
+    }
+
     /// Books what is owed and waits for it.
     pub(super) fn close(&mut self, state: &mut State, now: i64) {
-        if !self.wait(state) {
-            return;
+        if !self.wait(state, LAST) {
+            return self.silent();
         }
         self.send(state, now);
-        self.wait(state);
+        if !self.wait(state, LAST) {
+            self.silent();
+        }
         if let Standing::Refused { since, .. } = &self.standing {
             tracing::error!(since, "what was counted since then is not booked, and is lost");
         }
@@ -153,20 +165,21 @@ impl Books {
         }
     }
 
+    fn silent(&self) {
+        tracing::error!("the ledger does not answer: the last plan may not be booked");
+    }
+
     /// Waits for the plan that is under way. Says whether it came back.
-    fn wait(&mut self, state: &mut State) -> bool {
+    fn wait(&mut self, state: &mut State, time: Duration) -> bool {
         if self.under_way.is_none() {
             return true;
         }
-        match self.outcomes.recv_timeout(LAST) {
+        match self.outcomes.recv_timeout(time) {
             Ok(outcome) => {
                 self.take(outcome, state);
                 true
             }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                tracing::error!("the ledger does not answer: the last plan may not be booked");
-                false
-            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
         }
     }
 

@@ -176,7 +176,7 @@ pub(crate) async fn run(
             _ = ticks.tick() => {}
             // Last: whoever asks again and again must not keep the rest waiting.
             Some(asked) = next(&mut control) => {
-                answer(asked, &mut counting, proxy.as_mut(), &finished);
+                answer(asked, &mut counting, &mut meter, proxy.as_mut(), &finished);
                 continue;
             }
         }
@@ -316,7 +316,10 @@ impl Reset {
             counting.tick(meter, Some(&mut *proxy))?;
             proxy.counters_were_reset(&mut counting.state, &outcome.done, boot);
             let said = outcome.said()?;
-            proxy.begin_anew(&mut counting.state, &whose, unix_time());
+            let now = unix_time();
+            proxy.begin_anew(&mut counting.state, &whose, now);
+            zero::begin_at_zero(&mut counting.state, &whose, now);
+            counting.book_now();
             Ok(said)
         });
         asked.answer(settled);
@@ -327,6 +330,7 @@ impl Reset {
 fn answer(
     asked: Asked,
     counting: &mut Counting,
+    meter: &mut Meter,
     proxy: Option<&mut Proxy>,
     finished: &mpsc::Sender<Reset>,
 ) {
@@ -337,7 +341,7 @@ fn answer(
         if let Question::Reset(whose) = &asked.question
             && counting.books.is_some()
         {
-            let said = counting.begin_anew(whose);
+            let said = counting.begin_anew(whose, meter);
             return asked.answer(said);
         }
         return asked.answer(Err(anyhow::anyhow!(
@@ -486,13 +490,23 @@ impl Counting {
     }
 
     /// A new period of numbers without a proxy: an event in the ledger, which keeps what was.
-    fn begin_anew(&mut self, whose: &Whose) -> Result<String> {
+    fn begin_anew(&mut self, whose: &Whose, meter: &mut Meter) -> Result<String> {
+        self.tick(meter, None)?;
         let last = self.last.as_ref().context("nothing was read yet: ask again")?;
         let groups = last.groups.iter().map(|reading| &*reading.group);
         let event = period_begins(groups, false, whose, unix_time())?;
         let what = event.what.clone();
+        zero::begin_at_zero(&mut self.state, whose, event.at);
         self.state.note(event);
+        self.book_now();
         Ok(what)
+    }
+
+    /// Books what is owed before somebody looks.
+    fn book_now(&mut self) {
+        if let Some(books) = &mut self.books {
+            books.book_now(&mut self.state, second_of(unix_time()));
+        }
     }
 
     /// Books what is left and waits for it.

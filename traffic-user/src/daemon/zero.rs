@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 
 use super::Whose;
 use crate::{
-    accounting::{ident::Group, proxy::CounterName, subject::Subject, usage::Event},
+    accounting::{ident::Group, proxy::CounterName, subject::Subject, tick::State, usage::Event},
     meter::proxy::{Address, ProxyMeter},
 };
 
@@ -67,6 +67,18 @@ pub(crate) fn zero(address: Address, names: Option<Vec<CounterName>>) -> Zeroed 
     // Without waiting for a resolver that may still be at work.
     runtime.shutdown_background();
     zeroed
+}
+
+/// What rules and pins have counted is shown from zero on.
+pub(super) fn begin_at_zero(state: &mut State, whose: &Whose, at: i128) {
+    match whose {
+        // What the kernel counts is of groups.
+        Whose::User(_) => {}
+        Whose::Port(port) => {
+            state.begin_at_zero(|group| group.ports().any(|own| own == *port), at);
+        }
+        Whose::All => state.begin_at_zero(|_| true, at),
+    }
 }
 
 /// A new period of somebody's numbers begins.

@@ -13,6 +13,7 @@ use crate::accounting::{
     subject::SubjectKind,
     tick::ProxyCursor,
     usage::Level,
+    zeros::{Zero, Zeros},
 };
 
 /// Highest number that a subject can have.
@@ -159,6 +160,15 @@ struct StoredDevices {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredZero {
+    meter: String,
+    epoch: u64,
+    at: i128,
+    group: String,
+    lanes: [FourNumbers; 4],
+}
+
+#[derive(Serialize, Deserialize)]
 struct StoredProxy {
     boot: u64,
     product: Option<u8>,
@@ -240,6 +250,33 @@ pub(super) fn read_devices(bytes: &[u8]) -> Option<Devices> {
     let StoredDevices { boot, readings } = postcard::from_bytes(bytes).ok()?;
     let reading = |(index, four)| DeviceReading { index, traffic: traffic(four) };
     Some(Devices { boot, readings: readings.into_iter().map(reading).collect() })
+}
+
+pub(super) fn write_zeros(zeros: &Zeros) -> Result<Vec<u8>, postcard::Error> {
+    let stored = |zero: &Zero| StoredZero {
+        meter: zero.meter.to_owned(),
+        epoch: zero.epoch.0,
+        at: zero.at,
+        group: zero.group.to_string(),
+        lanes: zero.lanes.each().map(|(_, traffic)| four(traffic)),
+    };
+    postcard::to_allocvec(&zeros.0.iter().map(stored).collect::<Vec<_>>())
+}
+
+/// Those that can be understood.
+pub(super) fn read_zeros(bytes: &[u8]) -> Zeros {
+    let stored: Vec<StoredZero> = postcard::from_bytes(bytes).unwrap_or_default();
+    let zero = |stored: StoredZero| {
+        let [tcp4, tcp6, udp4, udp6] = stored.lanes.map(traffic);
+        Some(Zero {
+            meter: meter(&stored.meter)?,
+            epoch: Epoch(stored.epoch),
+            at: stored.at,
+            group: Arc::new(stored.group.parse().ok()?),
+            lanes: Lanes { tcp4, tcp6, udp4, udp6 },
+        })
+    };
+    Zeros(stored.into_iter().filter_map(zero).collect())
 }
 
 /// `number` gives the number of a counter's name.
@@ -373,6 +410,22 @@ mod tests {
         let bytes = write_devices(&devices).unwrap();
         assert_eq!(read_devices(&bytes), Some(devices));
         assert_eq!(read_devices(&bytes[..bytes.len() - 1]), None);
+    }
+
+    #[test]
+    fn zeros_are_read_as_they_were_written() {
+        let traffic =
+            |n| Traffic { input_bytes: n, output_packets: u64::MAX, ..Traffic::default() };
+        let zero = |meter, group: &str, n| Zero {
+            meter,
+            epoch: Epoch(u64::MAX),
+            at: i128::from(n) - 5,
+            group: Arc::new(group.parse().unwrap()),
+            lanes: Lanes { tcp6: traffic(n), udp4: traffic(n + 1), ..Lanes::default() },
+        };
+        let zeros = Zeros(vec![zero("nft", "443+80=web", 1), zero("tcx", "9/udp", 7)]);
+        assert_eq!(read_zeros(&write_zeros(&zeros).unwrap()), zeros);
+        assert_eq!(read_zeros(b"nothing"), Zeros::default());
     }
 
     #[test]

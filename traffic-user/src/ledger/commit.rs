@@ -237,6 +237,7 @@ fn write_event(db: &Connection, known: &mut Known, event: &Event, at: i64) -> ru
 const ACTIVE: &str = "active";
 const PROXY: &str = "proxy";
 const DEVICES: &str = "devices";
+const ZEROS: &str = "zeros";
 
 fn write_cursors(db: &Connection, known: &mut Known, cursors: &Cursors) -> rusqlite::Result<()> {
     let unwritable = |error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
@@ -247,10 +248,16 @@ fn write_cursors(db: &Connection, known: &mut Known, cursors: &Cursors) -> rusql
         write(snapshot.meter, &codec::write_snapshot(snapshot).map_err(unwritable)?)?;
     }
     write(ACTIVE, cursors.active.join(" ").as_bytes())?;
+    // Those of another time would be taken for these.
+    let remove =
+        |name: &str| db.prepare_cached("DELETE FROM cursor WHERE name = ?1")?.execute([name]);
     match &cursors.devices {
         Some(devices) => write(DEVICES, &codec::write_devices(devices).map_err(unwritable)?)?,
-        // Those of another time would be taken for these.
-        None => db.prepare_cached("DELETE FROM cursor WHERE name = ?1")?.execute([DEVICES])?,
+        None => remove(DEVICES)?,
+    };
+    match &cursors.zeros {
+        zeros if zeros.0.is_empty() => remove(ZEROS)?,
+        zeros => write(ZEROS, &codec::write_zeros(zeros).map_err(unwritable)?)?,
     };
     let Some(proxy) = &cursors.proxy else { return Ok(()) };
     for counter in &proxy.kept.counters {
@@ -287,6 +294,7 @@ pub(super) fn cursors(db: &Connection) -> rusqlite::Result<Cursors> {
         None => None,
     };
     let devices = read(DEVICES)?.and_then(|value| codec::read_devices(&value));
+    let zeros = read(ZEROS)?.map(|value| codec::read_zeros(&value)).unwrap_or_default();
     let active = active.split(' ').filter_map(codec::meter).collect();
-    Ok(Cursors { kernel, active, proxy, devices })
+    Ok(Cursors { kernel, active, proxy, devices, zeros })
 }

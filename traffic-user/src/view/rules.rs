@@ -129,6 +129,7 @@ struct PortJson<'a> {
     group: Option<&'a str>,
     transport: &'static str,
     watched: bool,
+    reset_at: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -174,6 +175,7 @@ struct Line<'a> {
     group: Option<&'a str>,
     transport: &'static str,
     watched: bool,
+    reset: Option<i128>,
     traffic: Traffic,
 }
 
@@ -183,7 +185,9 @@ fn lines(report: &RulesReport) -> Vec<Line<'_>> {
     dump.keys()
         .into_iter()
         .zip(&report.snapshot.groups)
-        .map(|(key, reading)| Line {
+        .zip(report.resets.iter().copied().chain(std::iter::repeat(None)))
+        .map(|((key, reading), reset)| Line {
+            reset,
             key,
             group: reading.group.name(),
             transport: reading.group.transport().name(),
@@ -202,8 +206,9 @@ pub fn ports_json(report: &RulesReport) -> serde_json::Result<String> {
     let ports = lines(report)
         .into_iter()
         .map(|line| {
-            let Line { key, group, transport, watched, traffic } = line;
-            (key, PortJson { traffic: traffic.into(), group, transport, watched })
+            let Line { key, group, transport, watched, reset, traffic } = line;
+            let reset_at = reset.map(time);
+            (key, PortJson { traffic: traffic.into(), group, transport, watched, reset_at })
         })
         .collect();
     let document =
@@ -396,7 +401,15 @@ pub fn ports_table(report: &RulesReport) -> String {
         add(&format!("{}{suffix}", line.key), name.trim(), line.traffic);
     }
     add("total", "", report.total());
-    format!("{table}\n{}", note(report))
+    format!("{table}\n{}{}", note(report), resets(report))
+}
+
+/// Groups whose numbers do not begin where those of the others do.
+fn resets(report: &RulesReport) -> String {
+    let reset = |line: Line<'_>| {
+        line.reset.map(|at| format!("port {} was reset: since {}\n", line.key, time(at)))
+    };
+    lines(report).into_iter().filter_map(reset).collect()
 }
 
 /// `iptables total` for people.
@@ -408,7 +421,7 @@ pub fn total_table(report: &RulesReport) -> String {
         human_bytes(total.output_bytes, 1),
         human_bytes(total.bytes(), 1),
         note(report)
-    )
+    ) + &resets(report)
 }
 
 /// `iptables user` for people.

@@ -9,7 +9,9 @@ use crate::{
     accounting::{
         reading::Layer,
         rules::{Family, RulesReport},
+        zeros::Zeros,
     },
+    ledger::{LedgerError, Reader},
     meter,
     view::rules,
 };
@@ -71,7 +73,7 @@ fn numbers(common: &Common, part: Part, args: &Args) -> Result<String> {
     let Some(snapshot) = meter::rules_installed()? else {
         bail!("{NO_RULES}");
     };
-    let report = RulesReport { host: host(), snapshot, family: args.family() };
+    let report = RulesReport::new(host(), snapshot, args.family(), &zeros(common));
     let total = part == Part::Total;
     Ok(match (common.json, args.csv, args.txt) {
         (true, ..) if total => format!("{}\n", rules::total_json(&report)?),
@@ -83,6 +85,24 @@ fn numbers(common: &Common, part: Part, args: &Args) -> Result<String> {
         _ if total => rules::total_table(&report),
         _ => rules::ports_table(&report),
     })
+}
+
+/// Where groups that were reset begin. Without a ledger nothing was.
+fn zeros(common: &Common) -> Zeros {
+    let read = || -> Result<_, LedgerError> {
+        Ok(Reader::open(&common.state)?.map(|reader| reader.cursors()).transpose()?)
+    };
+    match read() {
+        Ok(cursors) => cursors.unwrap_or_default().zeros,
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::warn!(
+                error,
+                "what was reset is not known: all is shown since the rules were set"
+            );
+            Zeros::default()
+        }
+    }
 }
 
 fn users(common: &Common, args: &Args) -> Result<String> {
@@ -103,7 +123,7 @@ fn users(common: &Common, args: &Args) -> Result<String> {
             None
         }
     };
-    let report = RulesReport { host: host(), snapshot, family: None };
+    let report = RulesReport::new(host(), snapshot, None, &zeros(common));
     let rows = match &document {
         Some(document) => rules::by_user(document),
         None => rules::by_nobody(&report),
