@@ -20,7 +20,7 @@
 //! What no reader can know is a [`Gap`] with its bounds. One loss leaves no trace at all: a counter
 //! that was reset and climbed past its last value before the next poll.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use super::{
     anomaly::Anomaly,
@@ -112,6 +112,8 @@ pub struct PayloadDeltas {
     /// Charged to each subject that the proxy has a counter of, in the order of the poll; 0 for one
     /// that did not move.
     pub charges: Vec<(Subject, Payload)>,
+    /// Those who had a counter in the life before, where that has ended.
+    pub gone: Vec<Subject>,
     /// What was not seen.
     pub gaps: Vec<Gap>,
     /// What happened to the counters.
@@ -121,6 +123,36 @@ pub struct PayloadDeltas {
 }
 
 impl PayloadDeltas {
+    /// All who may have moved something that is in no charge; some of them more than once.
+    pub fn losers(&self) -> impl Iterator<Item = &Subject> {
+        let each = self.gaps.iter().any(|gap| gap.counter.is_none());
+        let charged = self.charges.iter().map(|(subject, _)| subject);
+        let all = charged.chain(&self.gone).filter(move |_| each);
+        let own = self.gaps.iter().filter_map(|gap| Some(&gap.counter.as_ref()?.subject));
+        all.chain(own)
+    }
+
+    /// Takes note that counters which were polled before ended with a boot of the host: what they moved
+    /// after that poll is not known.
+    pub(super) fn after_boot(&mut self, kept: &Kept) {
+        let cause = match self.seam {
+            PayloadSeam::First(First::Charge) => Cause::Restarted,
+            // It went on elsewhere, and this poll is the baseline.
+            _ => Cause::Unclear,
+        };
+        self.gaps.push(Gap {
+            counter: None,
+            cause,
+            least: Payload::default(),
+            most: None,
+            from: kept.window.end,
+            to: self.from.unwrap_or(self.to).max(kept.window.end),
+        });
+        self.gone
+            .extend(subjects(kept.counters.iter().map(|counter| counter.name.subject.clone())));
+        self.coverage = Coverage::Gap;
+    }
+
     /// The first gap of each cause, and how many there are.
     pub fn causes(&self) -> Vec<(&Gap, usize)> {
         let mut causes: Vec<(&Gap, usize)> = Vec::new();
@@ -270,6 +302,7 @@ impl Polls {
             from,
             to: next.window.end,
             charges: Vec::with_capacity(next.counters.len() / 2 + 1),
+            gone: Vec::new(),
             gaps: Vec::new(),
             anomalies: Vec::new(),
             coverage: Coverage::Complete,
@@ -296,7 +329,7 @@ impl Polls {
             PayloadSeam::Same | PayloadSeam::Reset => false,
         };
         if fresh {
-            self.counters.clear();
+            deltas.gone = subjects(self.counters.drain().map(|(name, _)| name.subject));
         }
         let baseline = matches!(seam, PayloadSeam::First(First::Baseline) | PayloadSeam::Replaced);
 
@@ -347,6 +380,7 @@ impl Polls {
             from: self.last.map(|last| last.window.end),
             to: at,
             charges: Vec::new(),
+            gone: Vec::new(),
             gaps: Vec::new(),
             anomalies: Vec::new(),
             coverage: Coverage::Complete,
@@ -413,6 +447,11 @@ impl Polls {
         Self { last: Some(last), counters, count }
     }
 
+    /// Whether a poll is certainly of the life that was polled last. Counters may have been set back in it.
+    pub fn is_of_this_life(&self, next: &ProxySnapshot) -> bool {
+        self.last.is_some_and(|last| life(&last, next) == Life::Same)
+    }
+
     /// What one counter is charged, and why it may be too little.
     fn charge(
         &mut self,
@@ -476,6 +515,11 @@ impl Polls {
         let seen = self.counters.values().filter(|known| known.seen + 1 == self.count).count();
         next.counters.iter().filter(same).count() < seen
     }
+}
+
+/// Each of them once.
+fn subjects(all: impl Iterator<Item = Subject>) -> Vec<Subject> {
+    all.collect::<HashSet<_>>().into_iter().collect()
 }
 
 /// Adds to the subject's charge. Counters of one subject are neighbours, since a poll is in order.

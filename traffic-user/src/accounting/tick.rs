@@ -32,7 +32,7 @@ use std::collections::{HashMap, HashSet};
 use super::{
     anomaly::Anomaly,
     attribute::Merge,
-    delta::{Deltas, First, diff},
+    delta::{Deltas, First, Seam, diff},
     frame::Frame,
     ident::Group,
     payload::{self, Kept, PayloadDeltas, Polls},
@@ -84,7 +84,7 @@ pub struct ProxyCursor {
 pub struct Plan {
     /// The time that it is booked at, seconds of Unix time.
     pub at: i64,
-    /// What is owed, each subject and layer once, none of it zero.
+    /// What is owed, each subject and layer once. Zero only where something was lost.
     pub entries: Vec<Entry>,
     /// Where the next readings go on from.
     pub cursors: Cursors,
@@ -400,12 +400,16 @@ impl State {
         // What one counter can have moved passed the kernel, or lay in socket buffers.
         let most = (complete && !kernel.is_empty())
             .then(|| wire.plus(Payload { uplink: BUFFERS, downlink: BUFFERS }));
-        let begin = match self.former.take() {
+        let former = self.former.take();
+        let begin = match former {
             // It was known before this boot, so all that it counted in it is new.
             Some(_) => payload::first(poll, -NANOS),
             None => payload::first(poll, self.watched.unwrap_or(poll.boot.end)),
         };
-        let payload = self.polls.follow(poll, begin, most);
+        let mut payload = self.polls.follow(poll, begin, most);
+        if let Some(former) = former {
+            payload.after_boot(&former.kept);
+        }
         self.book_payload(&payload);
         let fresh = told_once(&mut self.proxy_wrong, events::of_payload(at, &payload));
         self.note_all(fresh);
@@ -439,9 +443,11 @@ impl State {
 
     fn book_kernel(&mut self, deltas: &Deltas) {
         let (layer, coverage) = (deltas.layer, deltas.coverage);
+        // What was lost is told of whoever may have lost it, though nothing was counted yet.
+        let lost = coverage == Coverage::Gap && deltas.seam != Seam::Same;
         for delta in &deltas.groups {
             let total = delta.lanes.total();
-            if total == Traffic::default() {
+            if total == Traffic::default() && !lost {
                 continue;
             }
             let key = GroupKey::of(&delta.group);
@@ -450,10 +456,17 @@ impl State {
                 self.owe(subject, layer, *delta.lanes.lane(lane), coverage);
             }
             let name = delta.group.name().map(Into::into);
-            let owed = self.owe(Subject::Group(key), layer, total, coverage);
+            let owed = if lost {
+                Some(self.owe_gap(Subject::Group(key), layer, total))
+            } else {
+                self.owe(Subject::Group(key), layer, total, coverage)
+            };
             if let Some(owed) = owed {
                 owed.name = name;
             }
+        }
+        if lost {
+            self.owe_gap(Subject::Host, layer, Traffic::default());
         }
         if let Some(skipped) = deltas.skipped {
             let seen = [skipped.unwatched, skipped.fragment, skipped.other, skipped.malformed];
@@ -495,6 +508,11 @@ impl State {
                 self.owe(user, Layer::Payload, traffic, payload.coverage);
             }
         }
+        for subject in payload.losers() {
+            if let Counted::User(email) = subject {
+                self.owe_gap(Subject::User(email.clone()), Layer::Payload, Traffic::default());
+            }
+        }
     }
 
     fn book_shares(&mut self) {
@@ -519,6 +537,14 @@ impl State {
         owed.traffic = owed.traffic.plus(traffic);
         owed.coverage = owed.coverage.max(coverage);
         Some(owed)
+    }
+
+    /// Owes what may be less than what passed, be it nothing.
+    fn owe_gap(&mut self, subject: Subject, layer: Layer, traffic: Traffic) -> &mut Owed {
+        let owed = self.owed.entry((subject, layer)).or_default();
+        owed.traffic = owed.traffic.plus(traffic);
+        owed.coverage = Coverage::Gap;
+        owed
     }
 
     fn note_all(&mut self, events: Vec<Event>) {

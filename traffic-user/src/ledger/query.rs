@@ -19,7 +19,7 @@ use super::{
     schema,
 };
 use crate::accounting::{
-    reading::{Coverage, Layer},
+    reading::{Coverage, Layer, Traffic},
     subject::{Subject, SubjectKind},
     tick::Cursors,
     usage::{Bucket, By, Event, Known, Level, Ranked, Ranking, Span, Usage},
@@ -386,15 +386,18 @@ fn rank(
     most: usize,
     sums: Vec<Option<Sum>>,
 ) -> rusqlite::Result<Ranking> {
-    let mut order: Vec<(u64, i64, Sum)> = (0..)
-        .zip(sums)
-        .filter_map(|(number, sum)| sum.map(|sum| (by.of(sum.traffic), number, sum)))
-        .collect();
-    let subjects = order.len();
     let mut total: Option<Sum> = None;
-    for (_, _, sum) in &order {
+    for sum in sums.iter().flatten() {
         total.get_or_insert_default().add(*sum);
     }
+    // Of whom is only known that something was lost, he has no place.
+    let moved = |sum: &Sum| sum.traffic != Traffic::default();
+    let mut order: Vec<(u64, i64, Sum)> = (0..)
+        .zip(sums)
+        .filter_map(|(number, sum)| Some((number, sum.filter(moved)?)))
+        .map(|(number, sum)| (by.of(sum.traffic), number, sum))
+        .collect();
+    let subjects = order.len();
     order.sort_unstable_by_key(|(bytes, number, _)| (std::cmp::Reverse(*bytes), *number));
     // Those that are as large as the last one may belong before it by their keys.
     let enough = match most.checked_sub(1).and_then(|last| order.get(last)) {

@@ -71,6 +71,7 @@ pub(super) fn payload(seam: PayloadSeam, charges: &[(&str, u64, u64)]) -> Payloa
         from: None,
         to: 0,
         charges: charges.iter().map(charge).collect(),
+        gone: Vec::new(),
         gaps: Vec::new(),
         anomalies: Vec::new(),
         coverage: Coverage::Complete,

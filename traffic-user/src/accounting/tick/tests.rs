@@ -127,6 +127,49 @@ fn another_process_goes_on_from_the_cursors() {
     assert_eq!(resumed(at("tcx", 8, 30, 350)), (0, unwatched));
 }
 
+/// What is booked as a gap: whose, in which layer, and how much of it was seen.
+fn gaps(state: &mut State) -> Vec<(Subject, &'static str, u64)> {
+    let gap = |entry: &Entry| entry.usage.coverage == Coverage::Gap;
+    let mut gaps: Vec<_> = state.plan(0).entries.into_iter().filter(gap).collect();
+    gaps.sort_by(|a, b| a.subject.cmp(&b.subject));
+    let of = |entry: Entry| (entry.subject, entry.usage.layer.name(), entry.usage.traffic.bytes());
+    gaps.into_iter().map(of).collect()
+}
+
+#[test]
+fn a_loss_is_booked_to_whom_it_may_concern_though_nothing_was_counted_since() {
+    let mut state = begin(Cursors::default(), 100);
+    state.watch_proxy(100 * NANOS);
+    let key: GroupKey = "443/tcp".parse().unwrap();
+    let (host, group) = (Subject::Host, Subject::Group(key.clone()));
+    state.tick(frame([at("tcx", 7, 101, 100)]), Some(&poll(101, 50, 1000)));
+    state.tick(frame([at("tcx", 7, 102, 130)]), Some(&poll(102, 51, 1500)));
+    assert_eq!(gaps(&mut state), []);
+    // Both begin again, and have counted nothing.
+    let empty = ProxySnapshot { counters: Vec::new(), ..poll(103, 0, 0) };
+    let mut next = at("tcx", 8, 103, 0);
+    next.groups[0].lanes = Lanes::default();
+    state.tick(frame([next]), Some(&empty));
+    let plan = state.plan(0);
+    let of_group = plan.entries.iter().find(|entry| entry.subject == group).unwrap();
+    assert_eq!(of_group.name.as_deref(), Some("web"));
+    state.take_back(plan);
+    let user = Subject::User("a@x".into());
+    let wanted = [(host.clone(), "l3", 0), (group.clone(), "l3", 0), (user.clone(), "payload", 0)];
+    assert_eq!(gaps(&mut state), wanted);
+    // Once; and what is counted with it has its gap as well.
+    state.tick(frame([at("tcx", 8, 104, 0)]), Some(&ProxySnapshot { ..poll(104, 1, 0) }));
+    assert_eq!(gaps(&mut state), []);
+    state.tick(frame([at("tcx", 9, 105, 70)]), Some(&poll(105, 0, 30)));
+    let wanted = [
+        (host, "l3", 0),
+        (group, "l3", 70),
+        (Subject::Lane(key, Lane::Tcp4), "l3", 70),
+        (user, "payload", 37),
+    ];
+    assert_eq!(gaps(&mut state), wanted);
+}
+
 #[test]
 fn counters_that_moved_to_another_hook_go_on() {
     let mut state = begin(Cursors::default(), 0);
@@ -276,6 +319,17 @@ fn a_proxy_goes_on_from_its_cursor_and_after_a_boot_from_zero() {
     assert_eq!(user(&mut first), [("payload", 0, 500)]);
     let cursors = sorted(first.cursors());
 
+    let told = |boot, next: &ProxySnapshot| {
+        let mut state = State::begin(cursors.clone(), Begin { now: START + 200 * NANOS, boot });
+        state.watch_proxy(next.boot.begin - NANOS);
+        let payload = state.tick(Frame::new(0), Some(next)).payload.unwrap();
+        let kinds = state.plan(0).events.into_iter().map(|event| event.kind).collect::<Vec<_>>();
+        (payload.coverage, kinds)
+    };
+    let gap = || vec!["gap".to_owned()];
+    assert_eq!(told(1, &poll(300, 249, 1800)), (Coverage::Complete, vec![]));
+    assert_eq!(told(2, &poll(90, 80, 1800)), (Coverage::Gap, gap()));
+    assert_eq!(told(2, &poll(90, 5000, 1800)), (Coverage::Gap, gap()));
     let resumed = |boot, next: &ProxySnapshot| {
         let mut state = State::begin(cursors.clone(), Begin { now: START + 200 * NANOS, boot });
         assert_eq!(sorted(state.cursors()), cursors, "kept until the proxy is polled");
@@ -288,6 +342,6 @@ fn a_proxy_goes_on_from_its_cursor_and_after_a_boot_from_zero() {
     assert_eq!(resumed(1, &poll(300, 249, 1800)), [("payload", 0, 300)]);
     assert_eq!(resumed(1, &poll(300, 20, 1800)), [("payload", 7, 1800)]);
     assert_eq!(resumed(2, &poll(90, 80, 1800)), [("payload", 7, 1800)]);
-    // One on another host, which went on while this one was booted: a baseline.
-    assert_eq!(resumed(2, &poll(90, 5000, 1800)), []);
+    // One on another host, which went on while this one was booted: a baseline, and a gap.
+    assert_eq!(resumed(2, &poll(90, 5000, 1800)), [("payload", 0, 0)]);
 }
