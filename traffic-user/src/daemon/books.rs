@@ -76,6 +76,10 @@ impl Books {
                 "nothing can be booked\n  remedy: {remedy}, or run with --no-ledger"
             ))
         })?;
+        let refused = opened.refused.map(|error| {
+            let remedy = error.remedy();
+            (format!("{:#}", anyhow::Error::from(error)), remedy)
+        });
         let event = opened.set_aside.map(|(place, error)| {
             let what = format!("{error}: set aside as {}, and a new one is begun", place.display());
             tracing::error!("{what}");
@@ -111,7 +115,10 @@ impl Books {
                 }
             })
             .context("cannot start the ledger's thread")?;
-        let books = Self { plans, outcomes, under_way: None, standing: Standing::default() };
+        let mut books = Self { plans, outcomes, under_way: None, standing: Standing::default() };
+        if let Some((why, remedy)) = refused {
+            books.refused(now, why, remedy);
+        }
         Ok((books, opened.cursors, event))
     }
 

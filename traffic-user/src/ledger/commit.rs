@@ -104,6 +104,15 @@ impl Ledger {
         Ok(())
     }
 
+    /// Writes back what was written ahead, so that its room can be used again. Says whether there was
+    /// anything that could be; readers may stand in its way.
+    pub(super) fn write_back(&self) -> rusqlite::Result<bool> {
+        self.db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
+            let (stopped, written): (bool, i64) = (row.get(0)?, row.get(2)?);
+            Ok(!stopped && written > 0)
+        })
+    }
+
     /// Whether what is open is still what others find under its name. Without this a file that was
     /// removed would take everything that is booked along.
     fn is_in_place(&self) -> Result<(), LedgerError> {

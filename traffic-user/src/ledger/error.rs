@@ -8,6 +8,9 @@ use std::{
 
 use rusqlite::ErrorCode;
 
+/// `SQLITE_IOERR_SHMSIZE`: the file that processes share could not grow.
+const SHARED_TAKES_NO_MORE: i32 = 4874;
+
 /// The ledger cannot be read or written. Nothing of what was to be stored is stored then.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -16,18 +19,18 @@ pub enum LedgerError {
     Full {
         /// Which file.
         path: PathBuf,
-        /// SQLite's answer.
+        /// The answer.
         #[source]
-        cause: rusqlite::Error,
+        cause: Box<dyn Error + Send + Sync>,
     },
     /// The file or its file system may only be read.
     #[error("the ledger {} may only be read", .path.display())]
     ReadOnly {
         /// Which file.
         path: PathBuf,
-        /// SQLite's answer.
+        /// The answer.
         #[source]
-        cause: rusqlite::Error,
+        cause: Box<dyn Error + Send + Sync>,
     },
     /// Another process holds it.
     #[error("the ledger {} is locked by another process", .path.display())]
@@ -163,9 +166,12 @@ impl LedgerError {
     /// Understands what SQLite says of the file at `path`.
     pub(super) fn of(path: &Path, cause: rusqlite::Error) -> Self {
         let path = path.to_path_buf();
+        if cause.sqlite_error().is_some_and(|error| error.extended_code == SHARED_TAKES_NO_MORE) {
+            return Self::Full { path, cause: cause.into() };
+        }
         match cause.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full { path, cause },
-            Some(ErrorCode::ReadOnly) => Self::ReadOnly { path, cause },
+            Some(ErrorCode::DiskFull) => Self::Full { path, cause: cause.into() },
+            Some(ErrorCode::ReadOnly) => Self::ReadOnly { path, cause: cause.into() },
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
                 Self::Locked { path, cause }
             }

@@ -58,6 +58,12 @@ pub(super) fn open(path: &Path) -> Result<(Connection, bool), LedgerError> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return Err(LedgerError::Denied { path: path.into(), cause: error.into() });
         }
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            return Err(LedgerError::ReadOnly { path: path.into(), cause: error.into() });
+        }
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            return Err(LedgerError::Full { path: path.into(), cause: error.into() });
+        }
         Err(cause) => return Err(failed("create", cause)),
     };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -87,6 +93,19 @@ fn protect(path: &Path) -> io::Result<()> {
         let _ = chown(path, None, Some(group));
     }
     Ok(())
+}
+
+/// Opens the file for this process alone, whose lock of the folder keeps other writers away: then
+/// nothing is made beside it, for which there may be no room. `None` when there is none.
+pub(super) fn open_alone(path: &Path) -> rusqlite::Result<Option<Connection>> {
+    if fs::metadata(path).map_or(0, |meta| meta.len()) == 0 {
+        return Ok(None);
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(PATIENCE)?;
+    db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    Ok(Some(db))
 }
 
 /// Opens the file for reading; `None` when there is none.

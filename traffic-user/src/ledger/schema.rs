@@ -33,6 +33,13 @@ pub(super) fn version(db: &Connection, path: &Path) -> Result<u32, LedgerError> 
     Ok(version)
 }
 
+/// Whether a database of ours needs no step any more.
+pub(super) fn is_newest(db: &Connection) -> rusqlite::Result<bool> {
+    let ask = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let newest = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
+    Ok(ask("application_id")? == i64::from(APPLICATION) && ask("user_version")? == newest)
+}
+
 /// Brings a database to the newest schema. Each step and its number land together or not at all, so a
 /// crash in between leaves one that the next start carries on with.
 pub(super) fn migrate(db: &mut Connection, path: &Path) -> Result<(), LedgerError> {

@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Ledger, LedgerError, Options, Tidied, file};
+use super::{Ledger, LedgerError, Options, Tidied, commit::cursors, file, schema};
 use crate::accounting::{
     tick::{Cursors, Plan},
     usage::Event,
@@ -22,7 +22,7 @@ const STEPS: usize = 3;
 pub struct Store {
     folder: PathBuf,
     options: Options,
-    ledger: Option<Ledger>,
+    pub(super) ledger: Option<Ledger>,
 }
 
 /// What was found when a ledger was opened.
@@ -34,11 +34,13 @@ pub struct Opened {
     pub cursors: Cursors,
     /// Where a damaged one was put, and why.
     pub set_aside: Option<(PathBuf, LedgerError)>,
+    /// Why it cannot be written now. What it goes on from is known, and a commit opens it later.
+    pub refused: Option<LedgerError>,
 }
 
 impl Store {
     /// Opens the ledger of a state folder, whose lock the caller holds. A damaged one is set aside and a
-    /// new one begun. `now` is seconds of Unix time.
+    /// new one begun; one on a full disk is only read. `now` is seconds of Unix time.
     ///
     /// # Errors
     ///
@@ -50,6 +52,11 @@ impl Store {
             Ok((ledger, cursors))
         };
         let ((ledger, cursors), set_aside) = match open() {
+            Err(error @ LedgerError::Full { .. }) => {
+                let Ok(cursors) = read_alone(folder) else { return Err(error) };
+                let store = Self { folder: folder.into(), options, ledger: None };
+                return Ok(Opened { store, cursors, set_aside: None, refused: Some(error) });
+            }
             Err(error @ LedgerError::Corrupt { .. }) => {
                 let aside = file::set_aside(&file::path(folder), now)?;
                 (open()?, Some((aside, error)))
@@ -67,7 +74,17 @@ impl Store {
     ///
     /// Every [`LedgerError`]. The plan is not booked then, and has to be taken back.
     pub fn commit(&mut self, plan: &Plan) -> Result<Vec<Event>, LedgerError> {
-        let first = match self.try_commit(plan, Vec::new()) {
+        let tried = match self.try_commit(plan, Vec::new()) {
+            // What was written ahead takes room that can be used again.
+            Err(LedgerError::Full { .. }) if self.write_back() => self.try_commit(plan, Vec::new()),
+            tried => tried,
+        };
+        let first = match tried {
+            Err(error @ LedgerError::ReadOnly { .. }) => {
+                // It was opened when it could only be read, so it wrote nothing, and never will.
+                self.ledger = None;
+                return Err(error);
+            }
             Err(LedgerError::Gone { .. }) => "the ledger was gone",
             Err(LedgerError::Replaced { .. }) => "the ledger was replaced by another file",
             Err(LedgerError::Corrupt { .. }) => {
@@ -84,6 +101,11 @@ impl Store {
         let then = if made { "a new one is begun" } else { "the one that is there goes on" };
         let what = format!("{first}; {then}");
         self.try_commit(plan, vec![event(plan, "ledger-replaced", what)])
+    }
+
+    /// Whether anything of what was written ahead is in the ledger's own pages now.
+    fn write_back(&self) -> bool {
+        self.ledger.as_ref().is_some_and(|ledger| ledger.write_back().unwrap_or(false))
     }
 
     fn try_commit(&mut self, plan: &Plan, news: Vec<Event>) -> Result<Vec<Event>, LedgerError> {
@@ -115,6 +137,18 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+/// What a ledger goes on from that takes no room to be read.
+fn read_alone(folder: &Path) -> rusqlite::Result<Cursors> {
+    let path = file::path(folder);
+    let Some(db) = file::open_alone(&path)? else { return Ok(Cursors::default()) };
+    match schema::is_newest(&db) {
+        Ok(true) => cursors(&db),
+        // An older one says it in another way.
+        Ok(false) => Err(rusqlite::Error::InvalidQuery),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read as _, Seek as _, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -67,10 +67,17 @@ impl Lock {
             if !is_at(&file, path) {
                 continue;
             }
-            file.set_len(0)
+            let written = file
+                .set_len(0)
                 .and_then(|()| file.rewind())
-                .and_then(|()| writeln!(file, "{}", std::process::id()))
-                .map_err(|error| failed("write", error))?;
+                .and_then(|()| writeln!(file, "{}", std::process::id()));
+            match written {
+                // The lock is held; the number is only for the message.
+                Err(error) if error.kind() != io::ErrorKind::StorageFull => {
+                    return Err(failed("write", error));
+                }
+                Ok(()) | Err(_) => {}
+            }
             return Ok(Self { path: path.into(), _file: file });
         }
     }

@@ -71,6 +71,20 @@ fn a_disk_that_is_full_is_an_error_until_there_is_room() {
 }
 
 #[test]
+fn what_could_only_be_read_is_opened_again() {
+    let folder = Folder::new();
+    let mut store = open(&folder.0).store;
+    store.commit(&one(0)).unwrap();
+    // What SQLite says of a file that it could open for reading alone.
+    store.ledger.as_ref().unwrap().db.pragma_update(None, "query_only", true).unwrap();
+    let error = store.commit(&one(0)).unwrap_err();
+    assert!(matches!(error, LedgerError::ReadOnly { .. }), "{error:?}");
+    assert_eq!(total(&folder), 1);
+    store.commit(&one(0)).unwrap();
+    assert_eq!(total(&folder), 2);
+}
+
+#[test]
 fn a_folder_that_is_gone_is_an_error_until_it_is_back() {
     let folder = Folder::new();
     let mut store = open(&folder.0).store;
