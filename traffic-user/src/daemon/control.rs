@@ -18,6 +18,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot},
+    task::AbortHandle,
     time::timeout,
 };
 
@@ -85,6 +86,7 @@ impl Asked {
 pub(super) struct Control {
     path: PathBuf,
     asked: mpsc::Receiver<Asked>,
+    accepting: AbortHandle,
 }
 
 impl Control {
@@ -104,8 +106,25 @@ impl Control {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o660))
             .with_context(|| format!("cannot protect {}", path.display()))?;
         let (sender, asked) = mpsc::channel(CLIENTS);
-        tokio::spawn(accept(listener, sender));
-        Ok(Self { path, asked })
+        let accepting = tokio::spawn(accept(listener, sender)).abort_handle();
+        Ok(Self { path, asked, accepting })
+    }
+
+    /// Listens anew where the socket is gone, because its folder was away or somebody removed it: nobody
+    /// would find the old one. What fails is tried again when this is called the next time.
+    pub(super) fn keep(control: &mut Option<Self>, folder: &Path) {
+        if control.as_ref().is_some_and(|control| control.path.exists()) {
+            return;
+        }
+        // The old one first: it removes what it finds at its path.
+        drop(control.take());
+        match Self::listen(folder) {
+            Ok(anew) => *control = Some(anew),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::debug!(error, "verbs cannot ask this daemon");
+            }
+        }
     }
 
     /// The next question. Never ends by itself.
@@ -120,6 +139,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
+        self.accepting.abort();
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%error, path = %self.path.display(), "the control socket stays");
         }

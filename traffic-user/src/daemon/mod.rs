@@ -188,6 +188,9 @@ pub(crate) async fn run(
                 ticks = every(settings.interval);
             }
         }
+        if let Some(folder) = &settings.state {
+            Control::keep(&mut control, folder);
+        }
         if proxy.is_none() {
             proxy = find_later(&settings, &mut pending, &mut looked);
         }
