@@ -158,7 +158,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let (state, books) = match &state_lock {
         Some(_) => {
             let (books, cursors, event) =
-                Books::open(&common.state, ledger_options(config)?, second_of(started))?;
+                Books::open(&common.state, live.ledger.clone(), second_of(started))?;
             let mut state = State::begin(cursors, begin);
             event.into_iter().for_each(|event| state.note(event));
             (state, Some(books))
@@ -204,6 +204,7 @@ fn live(args: &Args, config: &Config, output: Output, place: Option<&ProxyPlace>
         // wanted.
         proxy: place.filter(|place| !place.is_named() && typed.is_none()).cloned(),
         typed,
+        ledger: ledger_options(config)?,
     })
 }
 
@@ -234,11 +235,15 @@ fn check_devices(wanted: &Wanted) -> Result<()> {
     }
 }
 
-/// The state folder, made if need be and locked: it has one writer.
+/// Locks the state folder, which is there: it has one writer.
+pub(super) fn lock(common: &Common) -> Result<Lock, MeterError> {
+    Lock::take(&common.state.join("lock"))
+}
+
+/// The state folder, made if need be and locked.
 pub(super) fn state(common: &Common) -> Result<Lock> {
     crate::state::folder(&common.state)?;
-    let lock = Lock::take(&common.state.join("lock"));
-    lock.with_context(|| {
+    lock(common).with_context(|| {
         format!(
             "the state folder {} cannot be used (--state chooses another, --no-ledger none)",
             common.state.display()

@@ -25,6 +25,9 @@ const LAST: Duration = Duration::from_secs(20);
 /// How long somebody who asked for something waits for it, at most twice.
 const MOMENT: Duration = Duration::from_millis(500);
 
+/// What is to be booked, and how the ledger is kept from then on where that is another way.
+type Order = (Plan, Option<Options>);
+
 /// What came of a plan.
 enum Outcome {
     /// It is booked. Gives what happened to the ledger itself.
@@ -51,10 +54,12 @@ pub(crate) enum Standing {
 
 /// The daemon's end of the ledger.
 pub(crate) struct Books {
-    plans: SyncSender<Plan>,
+    plans: SyncSender<Order>,
     outcomes: Receiver<Outcome>,
     /// Time of the plan that is under way.
     under_way: Option<i64>,
+    /// How the ledger is to be kept, until it is told with a plan.
+    fresh: Option<Options>,
     standing: Standing,
 }
 
@@ -90,14 +95,17 @@ impl Books {
                 what,
             }
         });
-        let (plans, to_book) = sync_channel::<Plan>(1);
+        let (plans, to_book) = sync_channel::<Order>(1);
         let (told, outcomes) = sync_channel(1);
         let mut store = opened.store;
         thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(move || {
-                for plan in to_book {
+                for (plan, options) in to_book {
                     let now = plan.at;
+                    if let Some(options) = options {
+                        store.keep(options);
+                    }
                     let outcome = match store.commit(&plan) {
                         Ok(news) => Outcome::Booked(news),
                         Err(error) => Outcome::Refused(Box::new((plan, error))),
@@ -115,11 +123,17 @@ impl Books {
                 }
             })
             .context("cannot start the ledger's thread")?;
-        let mut books = Self { plans, outcomes, under_way: None, standing: Standing::default() };
+        let mut books =
+            Self { plans, outcomes, under_way: None, fresh: None, standing: Standing::default() };
         if let Some((why, remedy)) = refused {
             books.refused(now, why, remedy);
         }
         Ok((books, opened.cursors, event))
+    }
+
+    /// Keeps the ledger in another way from the next plan on.
+    pub(super) fn keep(&mut self, options: Options) {
+        self.fresh = Some(options);
     }
 
     /// Books what is owed, unless the last plan is still under way.
@@ -163,10 +177,10 @@ impl Books {
     fn send(&mut self, state: &mut State, now: i64) {
         let plan = state.plan(now);
         self.under_way = Some(now);
-        if let Err(error) = self.plans.send(plan) {
+        if let Err(error) = self.plans.send((plan, self.fresh.take())) {
             // Its thread has ended, which it does not do.
             self.under_way = None;
-            state.take_back(error.0);
+            state.take_back(error.0.0);
             let why = "the ledger's thread has ended".to_owned();
             self.refused(now, why, "start the daemon again".to_owned());
         }
@@ -230,5 +244,87 @@ impl Books {
             );
         }
         self.standing = Standing::Refused { since, why, remedy };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, mpsc::channel};
+
+    use super::*;
+    use crate::{
+        accounting::{
+            frame::Frame,
+            reading::{Coverage, Epoch, GroupReading, Lanes, Layer, Snapshot, Traffic, Window},
+            tick::Begin,
+            usage::Span,
+        },
+        ledger::{Calendar, Reader},
+    };
+
+    const DAY: i64 = 86_400;
+
+    fn note(state: &mut State, what: &str) {
+        let what = what.to_owned();
+        state.note(Event { at: 0, kind: "test".to_owned(), subject: None, what });
+    }
+
+    /// A packet of counters that began under us.
+    fn count(state: &mut State) {
+        let tcp4 = Traffic { input_bytes: 40, input_packets: 1, ..Traffic::default() };
+        let group = Arc::new("443/tcp".parse().unwrap());
+        let lanes = Lanes { tcp4, ..Lanes::default() };
+        let mut frame = Frame::new(0);
+        frame.insert(Snapshot {
+            meter: "tcx",
+            layer: Layer::L3,
+            epoch: Epoch(1),
+            since: Some(0),
+            window: Window { begin: 0, end: 0 },
+            coverage: Coverage::Complete,
+            groups: vec![GroupReading { group, lanes, watched: true }],
+            skipped: None,
+        });
+        state.tick(frame, None);
+    }
+
+    fn noted(folder: &Path) -> Vec<String> {
+        let reader = Reader::open(folder).unwrap().unwrap();
+        let events = reader.events(Span::ALL, usize::MAX).unwrap();
+        events.into_iter().map(|event| event.what).collect()
+    }
+
+    #[test]
+    fn a_ledger_that_is_summed_up_let_go_or_given_back_keeps_no_tick_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        // Whoever tidies up asks for the day, and is held there until this lets go.
+        let (go, held) = channel::<()>();
+        let (asks, asked) = channel();
+        let held = Mutex::new((held, asks));
+        let calendar = Calendar::new(move |second| {
+            let held = held.lock().unwrap();
+            let _ = held.1.send(());
+            let _ = held.0.recv();
+            let begin = second.div_euclid(DAY) * DAY;
+            Span { begin, end: begin + DAY }
+        });
+        let options = Options { calendar, ..Options::default() };
+        let (mut books, cursors, _) = Books::open(folder.path(), options, 0).unwrap();
+        let mut state = State::begin(cursors, Begin { now: 0, boot: 1 });
+        count(&mut state);
+        books.book(&mut state, 10);
+        assert!(books.wait(&mut state));
+        asked.recv().unwrap();
+        // It is held in the middle of its work.
+        for tick in 0..100 {
+            note(&mut state, &tick.to_string());
+            books.book(&mut state, 10 + tick);
+        }
+        assert_eq!(books.standing(), &Standing::Booked);
+        assert_eq!(noted(folder.path()), [""; 0]);
+        drop(go);
+        books.close(&mut state, 110);
+        let wanted: Vec<_> = (0..100).map(|tick| tick.to_string()).collect();
+        assert_eq!(noted(folder.path()), wanted);
     }
 }

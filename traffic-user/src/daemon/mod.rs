@@ -141,8 +141,8 @@ pub(crate) async fn run(
                 Told::Reload => {
                     notify.reloading();
                     refused = None;
-                    let proxy = proxy.as_mut();
-                    notify.note(reload::reload(&mut settings, &mut meter, proxy, &mut refused));
+                    let (proxy, books) = (proxy.as_mut(), counting.books.as_mut());
+                    notify.note(reload::reload(&mut settings, &mut meter, proxy, books, &mut refused));
                     pending.forget();
                     follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
                     // At once: what changed is to be seen.
@@ -181,8 +181,8 @@ pub(crate) async fn run(
             }
         }
         if refused.is_some() {
-            let proxy = proxy.as_mut();
-            notify.note(reload::reload(&mut settings, &mut meter, proxy, &mut refused));
+            let (proxy, books) = (proxy.as_mut(), counting.books.as_mut());
+            notify.note(reload::reload(&mut settings, &mut meter, proxy, books, &mut refused));
             if refused.is_none() {
                 follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
                 ticks = every(settings.interval);

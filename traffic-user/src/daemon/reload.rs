@@ -6,17 +6,19 @@ use std::{fmt, time::Duration};
 
 use anyhow::Result;
 
-use super::{Proxy, ProxyPlace, Settings};
+use super::{Books, Proxy, ProxyPlace, Settings};
 use crate::{
     accounting::ident::Groups,
     config::Config,
+    ledger,
     meter::{Meter, MeterError, devices::Wanted, listening::listening},
 };
 
 /// Keys that a reload puts into force.
-const LIVE: [&str; 3] = ["ports", "iface", "interval"];
+const LIVE: [&str; 7] =
+    ["ports", "iface", "interval", "time_zone", "keep_minutes", "keep_hours", "keep_days"];
 /// Keys that the daemon does not use: verbs read them each time.
-const OF_VERBS: [&str; 4] = ["time_zone", "billing_day", "counting", "unit"];
+const OF_VERBS: [&str; 3] = ["billing_day", "counting", "unit"];
 
 /// What can change while counting goes on.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ pub(crate) struct Live {
     pub(crate) interval: Duration,
     /// As in [`Settings`].
     pub(crate) proxy: Option<ProxyPlace>,
+    /// How the ledger is kept.
+    pub(crate) ledger: ledger::Options,
 }
 
 /// The configuration as it was read again.
@@ -58,11 +62,12 @@ pub(super) fn reload(
     settings: &mut Settings,
     meter: &mut Meter,
     proxy: Option<&mut Proxy>,
+    books: Option<&mut Books>,
     refused: &mut Option<String>,
 ) -> Option<String> {
     let read = settings.reload.as_ref().map(|reload| (reload.0)())?;
     let outcome = read.and_then(|Fresh { live, later }| {
-        put_into_force(live, settings, meter, proxy)?;
+        put_into_force(live, settings, meter, proxy, books)?;
         Ok(later)
     });
     let before = refused.take();
@@ -103,8 +108,9 @@ fn put_into_force(
     settings: &mut Settings,
     meter: &mut Meter,
     proxy: Option<&mut Proxy>,
+    books: Option<&mut Books>,
 ) -> Result<()> {
-    let Live { typed, wanted, interval, proxy: place } = live;
+    let Live { typed, wanted, interval, proxy: place, ledger } = live;
     let typed = typed.unwrap_or_default();
     let asked = match &proxy {
         Some(proxy) => proxy.groups_with(&typed)?,
@@ -115,6 +121,9 @@ fn put_into_force(
     meter.watch(&groups).map_err(Refused)?;
     if let Some(proxy) = proxy {
         proxy.take_over(typed, interval);
+    }
+    if let Some(books) = books {
+        books.keep(ledger);
     }
     settings.wanted = wanted;
     settings.interval = interval;
@@ -137,7 +146,8 @@ mod tests {
     fn only_keys_that_cannot_change_under_way_need_a_restart() {
         let before = config("ports = '1'\nmeter = 'tcx'\nstate = '/s'\nbilling_day = 1\n");
         let now = config(
-            "ports = '2'\niface = 'e*'\ninterval = '1s'\nmeter = 'tc'\nbilling_day = 2\nstate = '/s'\n",
+            "ports = '2'\niface = 'e*'\ninterval = '1s'\nmeter = 'tc'\nbilling_day = 2\nstate = '/s'\n\
+             keep_minutes = '3d'\nkeep_hours = 'forever'\nkeep_days = 'forever'\ntime_zone = 'UTC'\n",
         );
         assert_eq!(later(&before, &now), ["meter"]);
         assert_eq!(later(&before, &before), [""; 0]);

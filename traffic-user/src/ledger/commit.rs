@@ -74,6 +74,11 @@ impl Ledger {
         Ok((Self { path, db, options, identity, known: Some(known) }, made))
     }
 
+    /// Keeps it in another way from now on. Days that were summed up stay what they are.
+    pub fn keep(&mut self, options: Options) {
+        self.options = options;
+    }
+
     /// Readings up to which everything is booked. One that cannot be understood is left out, as if
     /// its meter had never been read.
     ///

@@ -64,7 +64,15 @@ impl Store {
             other => (other?, None),
         };
         let store = Self { folder: folder.into(), options, ledger: Some(ledger) };
-        Ok(Opened { store, cursors, set_aside })
+        Ok(Opened { store, cursors, set_aside, refused: None })
+    }
+
+    /// Keeps the ledger in another way from now on.
+    pub fn keep(&mut self, options: Options) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.keep(options.clone());
+        }
+        self.options = options;
     }
 
     /// Books a plan, all of it or nothing. Gives what happened to the ledger itself, for people; it is

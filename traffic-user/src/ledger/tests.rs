@@ -6,11 +6,13 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use super::*;
 use crate::accounting::{
     reading::{Coverage, Layer, Traffic},
+    retention::Keep,
     subject::{Subject, SubjectKind},
     tick::{Cursors, Plan},
     usage::{Bucket, By, Entry, Event, Level, Usage},
@@ -276,6 +278,40 @@ fn days_are_those_of_the_time_zone_and_of_a_new_one_from_where_the_old_ones_end(
         ]
     );
     assert_eq!(history(&reader, &a, &[span(midnight, last)]), [(2, 0)]);
+}
+
+#[test]
+fn how_it_is_kept_can_change_while_it_is_open() {
+    let folder = Folder::new();
+    let mut store = Store::open(&folder.0, Options::default(), 0).unwrap().store;
+    let a = user("a@x");
+    let noon = DAY / 2;
+    for at in [0, noon, DAY, DAY + noon] {
+        store.commit(&plan(at, vec![entry(&a, payload(1, 0))])).unwrap();
+    }
+    let mut kept = |options, now| {
+        store.keep(options);
+        // A few steps each time.
+        (0..20).for_each(|_| store.tidy(now).unwrap());
+        let begins = |level| {
+            let buckets = all(&folder.reader(), level);
+            buckets.iter().map(|bucket| bucket.span.begin).collect::<Vec<_>>()
+        };
+        [Some(Level::Minutes), Some(Level::Day)].map(begins)
+    };
+    let day = |n: i64| n * DAY;
+    let all_of = vec![0, noon, DAY, DAY + noon];
+    assert_eq!(kept(Options::default(), day(1)), [all_of.clone(), vec![0]]);
+    let short = Retention { minutes: Keep::For(Duration::from_hours(12)), ..Retention::default() };
+    // Days that begin at noon from where those of before end.
+    let calendar = Calendar::new(move |second| {
+        let day = grid(second + noon, DAY);
+        span(day.begin - noon, day.end - noon)
+    });
+    let options = Options { retention: short, calendar };
+    assert_eq!(kept(options.clone(), day(2) - 1), [all_of[3..].to_vec(), vec![0, DAY]]);
+    assert_eq!(kept(options, day(3)), [vec![], vec![0, DAY, DAY + noon]]);
+    assert_eq!(folder.reader().totals(&a).unwrap(), [payload(4, 0)]);
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! What holds for every history.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::accounting::retention::Keep;
 
 #[derive(Clone, Debug)]
 enum What {
