@@ -51,9 +51,9 @@ pub(super) struct Question {
 enum FieldChoice {
     /// Users, by payload and by their share of the wire
     Users,
-    /// Groups
+    /// Groups, by name
     Groups,
-    /// Groups by their ports
+    /// Groups, by their ports: a range or a list of ports is counted as one
     Ports,
 }
 
