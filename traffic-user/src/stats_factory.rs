@@ -14,6 +14,7 @@ use crate::{
     },
     meter::proxy::{Address, ProxyError, ProxyMeter},
     proxy_config::{self, ProxyConfigError},
+    view::sheet::cell,
 };
 
 /// Why an operation could not be done.
@@ -60,7 +61,7 @@ pub struct StatsFactory {
 pub enum ExportFormat {
     /// One object.
     Json,
-    /// A line of names and one of values.
+    /// A line of names and one of values. A name is no formula to a spreadsheet and has no line breaks.
     Csv,
     /// One value a line.
     Txt,
@@ -171,7 +172,7 @@ impl Stats {
             })
             .to_string(),
             ExportFormat::Csv => {
-                let field = format!("\"{}\"", name.replace('"', "\"\""));
+                let field = format!("\"{}\"", cell(name).replace('"', "\"\""));
                 format!("{kind},uplink,downlink,total\n{field},{uplink},{downlink},{total}\n")
             }
             ExportFormat::Txt => format!(

@@ -1,6 +1,7 @@
 //! The client of the proxy's API: what it reads, what it makes of all that can be wrong, and that it
 //! resets nothing unless it is told to.
 
+mod library;
 mod real;
 mod watch;
 

@@ -7,7 +7,7 @@ pub mod history;
 pub mod json;
 pub mod plot;
 pub mod rules;
-mod sheet;
+pub(crate) mod sheet;
 pub mod stats;
 pub mod summary;
 pub mod table;

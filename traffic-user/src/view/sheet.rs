@@ -12,7 +12,7 @@ pub(super) fn text(writer: csv::Writer<Vec<u8>>) -> Result<String, csv::Error> {
 }
 
 /// Foreign text in a field: a terminal must not take it for orders, nor a spreadsheet for a formula.
-pub(super) fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     let mut field = String::with_capacity(text.len());
     if text.trim_start().starts_with(['=', '+', '-', '@']) {
         field.push('\'');
