@@ -5,7 +5,7 @@
 use anyhow::{Context as _, Result};
 use xshell::{Shell, cmd};
 
-use crate::{build, test};
+use crate::{build, test, vnstat};
 
 /// Builds the release binary, then runs `traffic-bench` with the environment of the tests.
 pub(crate) fn bench(sh: &Shell, install: bool, args: &[String]) -> Result<()> {
@@ -14,6 +14,7 @@ pub(crate) fn bench(sh: &Shell, install: bool, args: &[String]) -> Result<()> {
     let _env = built.ebpf.enter(sh)?;
     let _runner = test::as_root(sh)?;
     let _binary = sh.push_env(test::BINARY, &built.binary);
+    let _vnstat = vnstat::find(sh, install).map(|folder| sh.push_env(vnstat::FOLDER, folder));
     cmd!(sh, "cargo run --release --package traffic-tests --bin traffic-bench -- {args...}")
         .run()
         .context("measure")

@@ -15,6 +15,7 @@ mod run;
 mod test;
 mod tidy;
 mod toolchain;
+mod vnstat;
 
 use std::process::ExitCode;
 

@@ -8,6 +8,7 @@ pub mod chart;
 mod clock;
 pub mod kernel;
 mod lab;
+mod ledger;
 pub mod machine;
 pub mod packets;
 mod path;
@@ -76,10 +77,14 @@ pub enum Part {
     /// Many users of a proxy
     #[value(name = "e")]
     Proxy,
+    /// Their history in the ledger
+    #[value(name = "f")]
+    Ledger,
 }
 
 impl Part {
-    const ALL: [Self; 5] = [Self::Programs, Self::Path, Self::Reading, Self::Start, Self::Proxy];
+    const ALL: [Self; 6] =
+        [Self::Programs, Self::Path, Self::Reading, Self::Start, Self::Proxy, Self::Ledger];
 
     fn measure(self, plan: &Plan, ways: &[String]) -> Result<Vec<Section>> {
         Ok(match self {
@@ -89,6 +94,7 @@ impl Part {
             Self::Reading => vec![reading::measure(plan)?],
             Self::Start => vec![start::measure(plan)?],
             Self::Proxy => proxy::measure(plan)?,
+            Self::Ledger => ledger::measure(plan)?,
         })
     }
 }
@@ -123,6 +129,7 @@ struct Plan {
     spacing_rounds: u32,
     /// Ticks of one `traffic run` in one round.
     spacing_ticks: u32,
+    ledger: ledger::Extent,
 }
 
 impl Plan {
@@ -146,6 +153,7 @@ impl Plan {
         asked_users: 20,
         spacing_rounds: 5,
         spacing_ticks: 22,
+        ledger: ledger::Extent::WHOLE,
     };
 
     const QUICK: Self = Self {
@@ -168,6 +176,7 @@ impl Plan {
         asked_users: 4,
         spacing_rounds: 1,
         spacing_ticks: 6,
+        ledger: ledger::Extent::QUICK,
     };
 
     fn new(args: &Args) -> Self {
@@ -186,6 +195,7 @@ impl Plan {
             poll_rounds: rounds,
             asking_rounds: plan.asking_rounds.min(rounds),
             spacing_rounds: plan.spacing_rounds.min(rounds),
+            ledger: plan.ledger.in_rounds(rounds),
             ..plan
         }
     }

@@ -16,7 +16,7 @@ use super::{
     lab::{Deaf, Lab, OwnCgroup, Processors},
     packets::{HIT, Packet},
     report::{Section, Table, Target},
-    stats::{Estimate, Random, Rounds, number, part},
+    stats::{Estimate, Random, Rounds, number, percentile},
     ways::{Installed, Way},
 };
 
@@ -29,7 +29,7 @@ const CALLS: u32 = 24;
 /// Of all calls of a side in a round the fastest tenth counts: what a neighbour on the same processor
 /// takes away is never negative, lasts longer than a call, and meets either side alike only in the long
 /// run.
-const PART: f64 = 0.1;
+const FASTEST: usize = 10;
 const MOST_PACKETS: f64 = (1 << 20) as f64;
 
 /// Ways that can be put in place and taken away in one namespace.
@@ -226,7 +226,7 @@ impl Stand<'_> {
         self.processors.step_aside()?;
         verify(way.name(), before, installed.counted()?, sent)?;
         installed.remove()?;
-        let [off, on] = sides.map(|calls| part(&calls, PART));
+        let [off, on] = sides.map(|calls| percentile(&calls, FASTEST));
         off.zip(on).context("no call was timed")
     }
 
@@ -270,7 +270,7 @@ impl Stand<'_> {
         if verified {
             verify("it", before, installed.counted()?, sent)?;
         }
-        part(&calls, PART).context("no call was timed")
+        percentile(&calls, FASTEST).context("no call was timed")
     }
 }
 

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use traffic_user::proxy_config::{self, ProxyConfig};
 
+pub(super) use self::merging::{asked, kernel};
 use super::{
     Plan,
     lab::{DEVICE, Lab},
@@ -24,11 +25,11 @@ use super::{
 use crate::stats_server::{Kind, StatsServer};
 
 /// Users of an inbound.
-const EACH: u16 = 20;
+pub(super) const EACH: u16 = 20;
 /// Users that the targets are about, in 500 inbounds.
-const PROMISED: u16 = 10_000;
+pub(super) const PROMISED: u16 = 10_000;
 /// Port of the first inbound; the others follow it.
-const FIRST_PORT: u16 = 20_001;
+pub(super) const FIRST_PORT: u16 = 20_001;
 
 /// Measures and reports.
 pub(super) fn measure(plan: &Plan) -> Result<Vec<Section>> {
@@ -44,16 +45,16 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Section>> {
 }
 
 /// A proxy as far as it is seen from outside: its config, and an API that says what its users moved.
-struct Proxy {
-    users: u16,
+pub(super) struct Proxy {
+    pub(super) users: u16,
     server: StatsServer,
     file: PathBuf,
-    config: ProxyConfig,
+    pub(super) config: ProxyConfig,
 }
 
 impl Proxy {
     /// One in this thread's network namespace. Its counters are there, and stand at 0.
-    fn new(users: u16) -> Result<Self> {
+    pub(super) fn new(users: u16) -> Result<Self> {
         // The least that answers the same questions as any other.
         let server = StatsServer::new(Kind::V2ray4);
         let name = format!("traffic-bench-{}-{users}.json", process::id());
@@ -82,12 +83,17 @@ impl Proxy {
     }
 
     /// For `--proxy-config`.
-    fn file(&self) -> Result<&str> {
+    pub(super) fn file(&self) -> Result<&str> {
         self.file.to_str().context("a folder for temporary files with a name in UTF-8")
     }
 
     /// Every user has moved more. Says how much it was, all in all.
     fn move_on(&self) -> u64 {
+        self.move_on_by(moved)
+    }
+
+    /// Every user has moved so much more, uplink and downlink. Says how much it was, all in all.
+    pub(super) fn move_on_by(&self, moved: impl Fn(u16) -> (i64, i64)) -> u64 {
         let mut all = 0;
         for inbound in inbounds(self.users) {
             let (mut up, mut down) = (0, 0);
@@ -111,25 +117,26 @@ impl Drop for Proxy {
     }
 }
 
-fn inbounds(users: u16) -> impl Iterator<Item = u16> {
+pub(super) fn inbounds(users: u16) -> impl Iterator<Item = u16> {
     0..users.div_ceil(EACH)
 }
 
-fn users_of(inbound: u16, users: u16) -> impl Iterator<Item = u16> {
+pub(super) fn users_of(inbound: u16, users: u16) -> impl Iterator<Item = u16> {
     let first = inbound * EACH;
     first..(first + EACH).min(users)
 }
 
-fn email(user: u16) -> String {
-    format!("user-{user:05}@example.org")
+/// As the ledger's generator names them, so that what is moved here has a history there.
+pub(super) fn email(user: u16) -> String {
+    format!("user-{}@example.org", user + 1)
 }
 
-fn tag(inbound: u16) -> String {
+pub(super) fn tag(inbound: u16) -> String {
     format!("inbound-{inbound:03}")
 }
 
 /// What a user moves at a time, uplink and downlink: everyone something else.
-fn moved(user: u16) -> (i64, i64) {
+pub(super) fn moved(user: u16) -> (i64, i64) {
     (1000 + i64::from(user), 50_000 + 7 * i64::from(user))
 }
 

@@ -35,10 +35,15 @@ pub(super) struct Running {
 
 impl Running {
     /// Starts it with these arguments in this thread's network namespace, where one device has a
-    /// default route.
+    /// default route. It writes documents and books nothing.
     pub(super) fn start(binary: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::spawn(binary, &[&["--output", "json", "--no-ledger"], arguments].concat())
+    }
+
+    /// The same with none but these arguments.
+    pub(super) fn spawn(binary: &Path, arguments: &[&str]) -> Result<Self> {
         let mut child = Command::new(binary)
-            .args(["run", "--output", "json", "--no-ledger"])
+            .arg("run")
             .args(arguments)
             // An API that hangs is meant to, and no news.
             .env("TRAFFIC_LOG", "error")
@@ -66,12 +71,21 @@ impl Running {
 
     /// Processor time of all its threads so far.
     pub(super) fn work(&self) -> Result<Duration> {
-        Ok(clock_gettime(clock_getcpuclockid(self.pid()?)?)?.into())
+        work(self.pid()?)
     }
 
     /// What it takes now.
     pub(super) fn memory(&self) -> Result<Memory> {
         Memory::of(self.pid()?)
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(super) fn stop(mut self) -> Result<()> {
+        kill(self.pid()?, Signal::SIGTERM)?;
+        io::copy(&mut self.lines, &mut io::sink())?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "it ended with {status}");
+        Ok(())
     }
 
     fn pid(&self) -> Result<Pid> {
@@ -81,8 +95,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Ok(pid) = self.pid() {
-            // It may have ended by itself.
+        // One that has ended by itself has no number any more.
+        if let (Ok(None), Ok(pid)) = (self.child.try_wait(), self.pid()) {
             let _ = kill(pid, Signal::SIGTERM);
         }
         // What it still writes may be more than a pipe holds, and then it would wait for a reader.
@@ -91,6 +105,11 @@ impl Drop for Running {
             eprintln!("left behind: a running traffic: {error}");
         }
     }
+}
+
+/// Processor time of all threads of a process so far.
+pub(super) fn work(pid: Pid) -> Result<Duration> {
+    Ok(clock_gettime(clock_getcpuclockid(pid)?)?.into())
 }
 
 /// A document that was read as a line.
@@ -109,26 +128,28 @@ pub(super) struct Memory {
 
 impl Memory {
     fn of(pid: Pid) -> Result<Self> {
-        let process = PathBuf::from("/proc").join(pid.to_string());
-        let status = fs::read_to_string(process.join("status"))?;
-        let of = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.and_then(|line| line.trim().strip_suffix(" kB"));
-            value
-                .and_then(|value| value.trim().parse().ok())
-                .with_context(|| format!("{name} of the process"))
-        };
-        Ok(Self {
-            resident: of("VmRSS:")?,
-            most: of("VmHWM:")?,
-            maps: maps(&process.join("fdinfo"))?,
-        })
+        let (resident, most) = resident(pid)?;
+        let maps = maps(&PathBuf::from("/proc").join(pid.to_string()).join("fdinfo"))?;
+        Ok(Self { resident, most, maps })
     }
 
     /// KiB of all maps.
     pub(super) fn map_total(&self) -> u64 {
         self.maps.values().sum()
     }
+}
+
+/// KiB of memory that a process has now, and had at most.
+pub(super) fn resident(pid: Pid) -> Result<(u64, u64)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        value
+            .and_then(|value| value.trim().parse().ok())
+            .with_context(|| format!("{name} of the process"))
+    };
+    Ok((of("VmRSS:")?, of("VmHWM:")?))
 }
 
 /// The BPF maps that a process has open: their size, by their kind and dimensions.

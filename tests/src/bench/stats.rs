@@ -102,18 +102,12 @@ pub fn median(values: &[f64]) -> Option<f64> {
     Some(f64::midpoint(upper, sorted[sorted.len() / 2 - 1]))
 }
 
-/// The value that this part of the values is not above: 0.5 is about the middle one. `None` without any.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "an index of a short list"
-)]
-pub fn part(values: &[f64], part: f64) -> Option<f64> {
+/// The value that so many of a hundred do not exceed, `None` without any.
+pub fn percentile(values: &[f64], percent: usize) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    let at = (sorted.len() as f64 * part.clamp(0.0, 1.0)) as usize;
-    sorted.get(at.min(sorted.len().saturating_sub(1))).copied()
+    let rank = (sorted.len() * percent.min(100)).div_ceil(100);
+    sorted.get(rank.max(1) - 1).copied()
 }
 
 /// What was measured, by variant and round.
@@ -204,12 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_values_is_not_above_it() {
-        let values: Vec<f64> = (0..40).rev().map(f64::from).collect();
-        assert_eq!(part(&values, 0.0), Some(0.0));
-        assert_eq!(part(&values, 0.1), Some(4.0));
-        assert_eq!(part(&values, 1.0), Some(39.0));
-        assert_eq!(part(&[], 0.1), None);
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<f64> = (1..=40).rev().map(f64::from).collect();
+        let of = |percent| percentile(&values, percent);
+        assert_eq!([of(0), of(50), of(95), of(100)], [1.0, 20.0, 38.0, 40.0].map(Some));
+        assert_eq!(percentile(&values[..1], 95), Some(40.0));
+        assert_eq!(percentile(&[], 95), None);
     }
 
     #[test]

@@ -137,9 +137,12 @@ impl Books {
     /// Whose numbers are wanted: the host's where nothing was said, or of all groups where it was never measured.
     pub(super) fn whose(&self, whose: &Whose) -> Result<Vec<Who>> {
         if let Some(email) = &whose.user {
-            let found =
-                |known: &Known| matches!(&known.subject, Subject::User(name) if **name == **email);
-            return self.known(SubjectKind::User, &format!("user `{}`", shown(email)), found);
+            let subject = Subject::User(email.as_str().into());
+            if self.reader.knows(&subject)? {
+                return Ok(vec![Who { subject, name: None }]);
+            }
+            // There may be many others: they are listed for whoever mistyped, and for nobody else.
+            return self.known(SubjectKind::User, &format!("user `{}`", shown(email)), |_| false);
         }
         if let Some(port) = whose.port {
             let found = |known: &Known| match &known.subject {

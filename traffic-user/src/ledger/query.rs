@@ -113,6 +113,15 @@ impl Reader {
         })
     }
 
+    /// Whether there are records of a subject.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn knows(&self, subject: &Subject) -> Result<bool, LedgerError> {
+        self.ask(|db| Ok(number(db, subject)?.is_some()))
+    }
+
     /// What a subject was booked in each of these spans, which are in order and apart from one another:
     /// for each span one sum a layer, none for a layer without traffic. All empty for one who is not
     /// known.

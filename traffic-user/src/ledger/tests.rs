@@ -130,6 +130,7 @@ fn what_is_booked_is_read_by_another_process_while_the_daemon_writes() {
     );
     assert_eq!(reader.totals(&a).unwrap()[1], payload(1101, 10));
     assert_eq!(reader.totals(&user("nobody")).unwrap(), []);
+    assert!(reader.knows(&a).unwrap() && !reader.knows(&user("nobody")).unwrap());
     assert_eq!(
         reader.layers(SubjectKind::User, span(0, 1200)).unwrap(),
         [Layer::L3, Layer::Payload]

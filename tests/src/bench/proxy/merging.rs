@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
 }
 
 /// What the kernel has counted after so many times: payload and 5 %.
-fn kernel(inbounds: &[Inbound], users: u16, times: u32) -> Snapshot {
+pub(in super::super) fn kernel(inbounds: &[Inbound], users: u16, times: u32) -> Snapshot {
     let groups = (0..)
         .zip(inbounds)
         .map(|(number, inbound)| {
@@ -234,7 +234,7 @@ impl Daemon {
 }
 
 /// How often all counters were asked for.
-fn asked(proxy: &Proxy) -> usize {
+pub(in super::super) fn asked(proxy: &Proxy) -> usize {
     proxy.server.questions().iter().filter(|question| question.call == "QueryStats").count()
 }
 
