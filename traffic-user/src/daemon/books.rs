@@ -313,7 +313,7 @@ mod tests {
         let mut state = State::begin(cursors, Begin { now: 0, boot: 1 });
         count(&mut state);
         books.book(&mut state, 10);
-        assert!(books.wait(&mut state));
+        assert!(books.wait(&mut state, LAST));
         asked.recv().unwrap();
         // It is held in the middle of its work.
         for tick in 0..100 {

@@ -90,7 +90,7 @@ fn numbers(common: &Common, part: Part, args: &Args) -> Result<String> {
 /// Where groups that were reset begin. Without a ledger nothing was.
 fn zeros(common: &Common) -> Zeros {
     let read = || -> Result<_, LedgerError> {
-        Ok(Reader::open(&common.state)?.map(|reader| reader.cursors()).transpose()?)
+        Reader::open(&common.state)?.map(|reader| reader.cursors()).transpose()
     };
     match read() {
         Ok(cursors) => cursors.unwrap_or_default().zeros,
