@@ -229,8 +229,11 @@ fn when_half_is_gone_what_the_rest_has_counted_is_not_lost() {
     need!(Root, Netns, Tool("ip"), Tool("nft"));
     let losses = [
         ("flush chain inet traffic output", "1 of 1 rules in the chain output"),
-        ("flush map inet traffic udp4_out", "2 of 2 ports in the map udp4_out"),
-        ("delete element inet traffic udp4_out { 5000 }", "1 of 2 ports in the map udp4_out"),
+        ("flush map inet traffic ports_out", "8 of 8 entries in the map ports_out"),
+        (
+            "delete element inet traffic ports_out { udp . ipv4 . 5000 }",
+            "1 of 8 entries in the map ports_out",
+        ),
     ];
     for (change, said) in losses {
         let mut host = Host::new();

@@ -72,7 +72,7 @@ fn what_is_left_of_damaged_rules_has_counted_for_the_ledger() {
         (
             "nft",
             "nft delete element inet traffic ports_in { udp . ipv4 . 5000 }",
-            "1 of 8 entries in the map ports_in",
+            "1 of 4 entries in the map ports_in",
         ),
         ("iptables", "iptables-nft -D INPUT 1", "the jump from INPUT to TRAFFIC_IN was gone"),
     ];
