@@ -39,7 +39,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -214,6 +214,16 @@ impl StatsServer {
     /// Lets the uptime stand still at so many seconds.
     pub fn uptime(&self, seconds: u32) {
         self.state().uptime = Uptime::Stands(seconds);
+    }
+
+    /// Lets the program have been started so long ago, so that its age tells it from one that begins.
+    ///
+    /// # Panics
+    ///
+    /// Where the clock does not go back that far.
+    pub fn began(&self, ago: Duration) {
+        let begin = Instant::now().checked_sub(ago).expect("a time before this one");
+        self.state().uptime = Uptime::Since(begin);
     }
 
     /// Starts the program again: no counters, no uptime, no connection of before.

@@ -1,14 +1,22 @@
 //! What is shown of the ledger: `history`, `top`, `export` and the short report, as scripts get them.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use traffic_tests::{
     daemon::{Answer, Site},
+    disk::Disk,
     need,
     netns::NetNs,
+    terminal::Terminal,
+    wait,
 };
-use traffic_user::ledger::{Sample, generate};
+use traffic_user::ledger::{Ledger, Options, Sample, generate};
 
 use crate::cli::keeps_to;
 
@@ -23,9 +31,13 @@ struct Shown {
 
 impl Shown {
     fn new() -> Self {
+        Self::of(3)
+    }
+
+    fn of(users: u32) -> Self {
         let site = Site::new();
         fs::create_dir_all(&site.state).expect("make a state folder");
-        let sample = Sample { users: 3, days: 5, hours: 4, end: END };
+        let sample = Sample { users, days: 5, hours: 4, end: END };
         let payload = generate(&site.state, sample).expect("make a ledger").bytes();
         Self { site, host: NetNs::new(), payload }
     }
@@ -48,6 +60,7 @@ fn sum(values: &Value, of: &str) -> u64 {
     values.as_array().expect("a list").iter().filter_map(|value| value[of].as_u64()).sum()
 }
 
+const USER: &str = "user-1@example.org";
 const ALL: [&str; 5] = ["--from", "2026-11-19", "--to", "2026-11-23", "--time-zone=UTC"];
 
 #[test]
@@ -85,27 +98,212 @@ fn every_way_to_ask_gives_the_same_total_and_keeps_to_its_schema() {
     }
 }
 
+/// Every verb that shows the ledger.
+const VERBS: [&[&str]; 6] = [
+    &["history"],
+    &["top"],
+    &["export", "json", "history"],
+    &["export", "csv", "top"],
+    &["export", "csv", "buckets"],
+    &["export", "csv", "events"],
+];
+
+/// Asserts that it refuses with exit code 2, this text, and no result.
+#[track_caller]
+fn refused(answer: &Answer, what: &dyn std::fmt::Debug, want: &str) {
+    assert_eq!((answer.code, answer.stdout.as_str()), (Some(2), ""), "{what:?}: {answer:?}");
+    assert!(answer.stderr.contains(want), "{what:?}: no `{want}` in {answer:?}");
+    assert!(!answer.stderr.contains("panicked"), "{what:?}: {answer:?}");
+}
+
 #[test]
 fn what_cannot_be_shown_says_why_and_what_helps() {
     need!(Netns);
     let shown = Shown::new();
     for (args, want) in [
-        (&["history", "--user", "nobody"][..], "the ledger knows no user `nobody`"),
-        (&["history", "--port", "1"], "the ledger knows no group with port 1"),
-        (&["history", "--last", "0d"], "write at least 1"),
-        (&["history", "--from", "2026-02-30"], "2026-02 has days 01 to 28"),
-        (&["top", "--from", "2026-11-02", "--to", "2026-11-01"], "the wrong way round"),
-        (&["history", "--time-zone", "Mars"], "`Mars` is no time zone"),
-        (&["export", "csv", "buckets", "--output", "/nowhere/x"], "there is no folder /nowhere"),
-        (&["export", "csv", "buckets", "--output", "/dev/full"], "No space left"),
+        (&["--last", "0d"][..], "write at least 1"),
+        (&["--last=-1d"], "--last"),
+        (&["--last", "soon"], "--last"),
+        (&["--from", "2026-02-30"], "2026-02 has days 01 to 28"),
+        (&["--from", "2026-13"], "month"),
+        (&["--from", "2026-W54"], "2026"),
+        (&["--to", "2025-02-29"], "2025-02 has days 01 to 28"),
+        (&["--from", "2026-11-24T25:00"], "25"),
+        (&["--from", "yesteryear"], "yesteryear"),
+        (&["--from", "2026-11-02", "--to", "2026-11-01"], "the wrong way round"),
+        (&["--from", "2026-11-01", "--last", "2d"], "cannot be used with"),
+        (&["--time-zone", "Mars"], "`Mars` is no time zone"),
+        (&["--billing-day", "32"], "32"),
     ] {
-        let answer = shown.run(args);
-        assert_eq!(answer.code, Some(2), "{args:?}: {answer:?}");
-        assert!(answer.stderr.contains(want), "{args:?}: {answer:?}");
+        for verb in VERBS {
+            let args = [verb, args].concat();
+            refused(&shown.run(&args), &args, want);
+        }
     }
-    let none = Site::new().run(&shown.host, &["history"]);
-    assert_eq!(none.code, Some(2));
-    assert!(none.stderr.contains("there is no ledger in"), "{none:?}");
+    for (args, want) in [
+        (
+            &["--user", "nobody"][..],
+            "the ledger knows no user `nobody`; it knows user-1@example.org",
+        ),
+        (&["--port", "1"], "the ledger knows no group with port 1"),
+        (&["--port", "0"], "--port"),
+        (&["--group", "web"], "the ledger knows no group `web`"),
+        (&["--user", "a", "--relay"], "cannot be used with"),
+    ] {
+        for verb in
+            [&["history"][..], &["export", "json", "history"], &["export", "csv", "buckets"]]
+        {
+            let args = [verb, args].concat();
+            refused(&shown.run(&args), &args, want);
+        }
+    }
+    for (args, want) in [
+        (&["history", "year"][..], "year"),
+        (&["top", "devices"], "devices"),
+        (&["top", "--limit", "0"], "--limit"),
+        (&["top", "--by", "size"], "size"),
+        (&["export", "xml", "history"], "xml"),
+        (&["export", "csv"], "subcommand"),
+        (&["history", "--plot", "/nowhere/x.svg"], "there is no folder /nowhere"),
+    ] {
+        refused(&shown.run(args), &args, want);
+    }
+    let file = shown.site.state.join("wrong.toml");
+    fs::write(&file, "\ntime_zone = '+02:00'\n").expect("write a file");
+    let file = file.to_str().expect("a path of ours is text");
+    for verb in VERBS {
+        let args = [&["--config", file], verb].concat();
+        refused(&shown.run(&args), &args, "line 2: time_zone: no time zone: write a name such as");
+    }
+}
+
+#[test]
+fn no_ledger_and_an_empty_one_are_told() {
+    need!(Netns);
+    let (site, host) = (Site::new(), NetNs::new());
+    for verb in VERBS {
+        refused(&site.run(&host, verb), &verb, "there is no ledger in");
+    }
+    refused(&site.run(&host, &[]), &"no verb", "there is no ledger in");
+    fs::create_dir(&site.state).expect("make a state folder");
+    drop(Ledger::open(&site.state, Options::default()).expect("make a ledger"));
+    for verb in VERBS {
+        let answer = site.run(&host, verb);
+        refused(&answer, &verb, "is empty: nothing was booked yet");
+        assert!(answer.stderr.contains("remedy: "), "{answer:?}");
+    }
+    let short = site.run(&host, &[]);
+    assert_eq!(short.code, Some(0), "{short:?}");
+    assert!(short.stdout.ends_with(": nothing was booked yet\n"), "{short:?}");
+    keeps_to("summary", &site.run(&host, &["--json"]).json());
+}
+
+#[test]
+fn an_output_that_cannot_be_written_leaves_no_half_file_and_what_was_there() {
+    need!(Root, Netns);
+    let shown = Shown::new();
+    let folder = shown.site.state.with_extension("out");
+    let disk = Disk::at(&folder, 128 << 10);
+    let place = folder.join("a.csv");
+    fs::write(&place, "before").expect("write a file");
+    disk.fill();
+    let place = place.to_str().expect("UTF-8");
+    let names = || {
+        let files = fs::read_dir(&folder).expect("read a folder");
+        let mut names: Vec<_> = files.map(|file| file.expect("a file").file_name()).collect();
+        names.sort();
+        names
+    };
+    let (there, wanted) = (names(), "No space left");
+    for verb in &VERBS[2..] {
+        let args = [verb, &["--output", place][..]].concat();
+        refused(&shown.run(&args), &args, wanted);
+        assert_eq!(fs::read_to_string(place).expect("read"), "before", "{args:?}");
+        assert_eq!(names(), there, "{args:?}");
+    }
+    for verb in &VERBS[..2] {
+        let args = [verb, &["--plot", place][..]].concat();
+        refused(&shown.run(&args), &args, wanted);
+        assert_eq!(names(), there, "{args:?}");
+    }
+    disk.free();
+    let args = ["export", "csv", "buckets", "--level", "day", "--output", place];
+    assert_eq!(shown.run(&args).code, Some(0));
+    assert_eq!(fs::read_to_string(place).expect("read").lines().count(), 31);
+    for (to, want) in [
+        ("/nowhere/x", "there is no folder /nowhere"),
+        ("/dev/full", wanted),
+        (folder.to_str().expect("UTF-8"), "it is a folder"),
+    ] {
+        for verb in &VERBS[2..] {
+            let args = [verb, &["--output", to][..]].concat();
+            refused(&shown.run(&args), &args, want);
+        }
+    }
+    drop(disk);
+    fs::remove_dir(&folder).expect("remove the folder");
+}
+
+/// Runs `traffic` with stderr, and stdout as well if asked for, at a terminal of 80 columns.
+fn at_a_terminal(shown: &Shown, args: &[&str], stdout: bool, meanwhile: impl FnOnce()) -> String {
+    let terminal = Terminal::new(80);
+    let mut command = shown.site.traffic(&shown.host, args);
+    command.stderr(terminal.end()).env("TERM", "xterm");
+    command.stdout(if stdout { terminal.end() } else { Stdio::null() });
+    let mut running = command.spawn().expect("start traffic");
+    // It holds ends of the terminal until it is gone.
+    drop(command);
+    meanwhile();
+    let code = wait::until("the end of traffic", || running.try_wait().expect("look after it"));
+    assert_eq!(code.code(), Some(0), "{args:?}");
+    terminal.shown()
+}
+
+#[test]
+fn a_long_export_shows_at_the_terminal_how_far_it_is_and_a_short_one_does_not() {
+    need!(Netns);
+    // More than a pipe holds.
+    let shown = Shown::of(30);
+    let pipe = shown.site.state.join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
+    let name = pipe.to_str().expect("UTF-8");
+    let args = ["export", "csv", "buckets", "--output", name];
+    // Whoever takes the lines lets it wait for longer than people do.
+    let slow = || {
+        let (begin, mut reader) = (Instant::now(), File::open(&pipe).expect("open the pipe"));
+        let patience = Duration::from_millis(1200);
+        wait::until("the end of patience", || (begin.elapsed() > patience).then_some(()));
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("read the pipe");
+        assert!(text.lines().count() > 1000 && text.ends_with('\n'));
+    };
+    let said = at_a_terminal(&shown, &args, false, slow);
+    assert!(said.contains(" % "), "{said:?}");
+    // Cleared away in the end, so that the next line begins where it was.
+    assert!(said.ends_with("\u{1b}[2K") || said.ends_with('\r'), "{said:?}");
+
+    let short = ["export", "csv", "buckets", "--output", "/dev/null"];
+    assert_eq!(at_a_terminal(&shown, &short, false, || {}), "");
+    // Lines and a bar on one terminal would be neither.
+    let lines = at_a_terminal(&shown, &["export", "csv", "buckets", "--level=day"], true, || {});
+    assert!(!lines.contains('%') && lines.lines().count() == 301, "{lines:?}");
+}
+
+#[test]
+fn whoever_looks_sees_bars_and_scripts_do_not() {
+    need!(Netns);
+    let shown = Shown::new();
+    for verb in [&["history"][..], &["top"]] {
+        let args = [verb, &ALL[..], if verb[0] == "history" { &["--user", USER][..] } else { &[] }];
+        let args = args.concat();
+        let seen = at_a_terminal(&shown, &args, true, || {});
+        assert!(seen.contains('█'), "{args:?}: {seen}");
+        let drawn = seen.lines().filter(|line| line.contains('█'));
+        let widest = drawn.map(|line| line.trim_end().chars().count()).max();
+        assert!(widest.is_some_and(|widest| widest <= 80), "{args:?}: {widest:?}\n{seen}");
+        let script = shown.run(&args).stdout;
+        assert!(!script.contains('█') && !script.contains('\u{1b}'), "{args:?}: {script}");
+    }
 }
 
 #[test]
@@ -122,7 +320,16 @@ fn an_export_and_a_picture_are_whole_files() {
     assert_eq!(fs::read_to_string(&csv).expect("read").lines().count(), 31);
     let answer = shown.run(&[&["top", "--plot", &svg][..], &ALL[..]].concat());
     assert_eq!(answer.code, Some(0), "{answer:?}");
-    assert!(fs::read_to_string(&svg).expect("read").contains("user-1@example.org"));
+    let picture = fs::read_to_string(&svg).expect("read");
+    assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"), "{picture}");
+    assert!(picture.contains(USER), "{picture}");
+    // Beside the report, which is as it is without, and in the place of the one before.
+    let args = [&["history", "--user", USER][..], &ALL[..]].concat();
+    let answer = shown.run(&[&args[..], &["--plot", &svg]].concat());
+    assert_eq!(answer.stdout, shown.run(&args).stdout);
+    let picture = fs::read_to_string(&svg).expect("read");
+    assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"), "{picture}");
+    assert!(picture.contains(USER) && picture.matches("<rect").count() >= 5, "{picture}");
     let mut names: Vec<_> = fs::read_dir(&folder)
         .expect("read a folder")
         .map(|entry| entry.expect("an entry").file_name())

@@ -1,29 +1,29 @@
 //! The ledger beside other processes and other users.
 
+mod failing;
+mod killed;
+mod lives;
+mod reading;
+mod reset;
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
 };
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use nix::sys::signal::Signal;
-use traffic_tests::{
-    daemon::{Daemon, Ended, Site},
-    document, need, wait,
-};
+use traffic_tests::{daemon::Site, document, need, wait};
 use traffic_user::{
     accounting::{
         reading::{Coverage, Layer, Traffic},
         subject::Subject,
         tick::Plan,
-        usage::{Entry, Usage},
+        usage::{Entry, Span, Usage},
     },
     ledger::{Ledger, LedgerError, Options, Reader},
 };
 
-use super::lifecycle::{DATAGRAM, Load, start};
+use super::lifecycle::{Load, start};
 
 /// Neither a user nor a group that anybody is.
 const NOBODY: libc::uid_t = 54_321;
@@ -94,105 +94,49 @@ fn members_of_the_folders_group_read_beside_the_daemon_and_without_it_and_others
     assert_eq!(read_as(&copy.0, NOBODY).unwrap(), Some(3));
 }
 
-/// What the ledger has of the sender's port.
-fn booked(site: &Site) -> document::Traffic {
-    let reader = Reader::open(&site.state).expect("open the ledger").expect("a ledger");
-    let group = Subject::group(&"5000/udp".parse().expect("a group"));
-    let totals = reader.totals(&group).expect("ask the ledger");
-    let [usage] = totals.as_slice() else { panic!("{totals:?}") };
-    assert_eq!(usage.traffic.output_packets, 0);
-    document::Traffic::input(usage.traffic.input_bytes, usage.traffic.input_packets)
+/// The ledger of a site, for reading.
+fn reader(site: &Site) -> Reader {
+    Reader::open(&site.state).expect("open the ledger").expect("a ledger")
 }
 
-/// Numbers that are spread, and the same at each run.
-struct Spread(u64);
-
-impl Spread {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
-    }
+fn group(text: &str) -> Subject {
+    Subject::group(&text.parse().expect("a group"))
 }
 
-/// A daemon that is killed by a fault inside of a commit or right after it, or by a signal after so many
-/// datagrams of the sender, wherever it is then. Says whether it ran.
-fn killed(site: &Site, load: &Load, meter: &str, spread: &mut Spread) -> bool {
-    let args = ["run", "--output", "json", "--interval", "20ms", "--iface", "eth0"];
-    let mut command = site.traffic(&load.host, &args);
-    command.args(["--ports", "5000/udp", "--persist", "--meter", meter]);
-    let point = match spread.below(4) {
-        0 => Some("ledger-commit"),
-        1 => Some("ledger-committed"),
-        _ => None,
-    };
-    let enough = load.sent.load(Relaxed) + spread.below(60_000);
-    if let Some(point) = point {
-        command.env("TRAFFIC_FAULT", point);
-    }
-    let daemon = Daemon::spawn(command);
-    if point.is_none() {
-        wait::until("the sender", || (load.sent.load(Relaxed) >= enough).then_some(()));
-        daemon.signal(Signal::SIGKILL);
-    }
-    let Ended { code, stderr, .. } = daemon.end();
-    // A tool that the one before was about to start may have its lock for a moment more.
-    let locked = stderr.contains("counts in this network namespace already");
-    assert!(code.is_none() || locked, "{point:?}: {code:?}: {stderr}");
-    code.is_none()
+fn usage_of(layer: Layer, traffic: document::Traffic, coverage: Coverage) -> Usage {
+    let document::Traffic { input_bytes, input_packets, output_bytes, output_packets } = traffic;
+    let traffic = Traffic { input_bytes, input_packets, output_bytes, output_packets };
+    Usage { layer, traffic, coverage }
 }
 
-#[test]
-fn after_two_hundred_kills_under_load_the_ledger_equals_what_was_sent() {
-    need!(Root, Bpf, Object, Netns, Tool("ip"));
-    let (site, mut load) = (Site::new(), Load::new());
-    let first = start(&site, &load, "tcx", &["--persist"]);
-    load.begin();
-    load.goes_on();
-    first.kill();
-    let mut spread = Spread(7);
-    let mut kills = 0;
-    while kills < 200 {
-        kills += u32::from(killed(&site, &load, "tcx", &mut spread));
-    }
-    let last = start(&site, &load, "tcx", &["--persist"]);
-    load.goes_on();
-    let sent = load.end();
-    last.stop();
-    assert_eq!(booked(&site), sent);
-    assert!(sent.input_packets > 1000 && sent.input_bytes == sent.input_packets * DATAGRAM);
-    assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+/// What the ledger has of a group that one meter counted.
+#[track_caller]
+fn booked(site: &Site, key: &str) -> document::Traffic {
+    let totals = reader(site).totals(&group(key)).expect("ask the ledger");
+    assert!(totals.len() < 2, "{totals:?}");
+    let traffic = totals.first().map(|usage| usage.traffic).unwrap_or_default();
+    let Traffic { input_bytes, input_packets, output_bytes, output_packets } = traffic;
+    document::Traffic { input_bytes, input_packets, output_bytes, output_packets }
 }
 
-#[test]
-fn a_state_folder_that_goes_and_comes_back_costs_nothing() {
-    need!(Root, Bpf, Object, Netns, Tool("ip"));
-    let (site, mut load) = (Site::new(), Load::new());
-    let daemon = start(&site, &load, "tcx", &[]);
-    load.begin();
-    load.goes_on();
-    let away = site.state.with_extension("away");
-    fs::rename(&site.state, &away).unwrap();
-    wait::until("a message", || {
-        let messages = daemon.messages();
-        (messages.contains("nothing is booked") && messages.contains("is gone")).then_some(())
+/// Waits until a tick is in the ledger: from then on another process knows where to go on.
+#[track_caller]
+fn has_begun(site: &Site) {
+    wait::until("a tick in the ledger", || {
+        let cursors = Reader::open(&site.state).ok()??.cursors().expect("ask the ledger");
+        (!cursors.kernel.is_empty()).then_some(())
     });
-    load.goes_on();
-    let doctor = || site.run(&load.host, &["doctor", "--json"]).json();
-    let of_ledger = |document: &serde_json::Value| {
-        let checks = document["checks"].as_array().unwrap();
-        checks.iter().find(|check| check["name"] == "ledger").unwrap().clone()
-    };
-    fs::rename(&away, &site.state).unwrap();
-    wait::until("the ledger", || {
-        let check = of_ledger(&doctor());
-        (check["status"] == "ok" && check["found"] == "everything is booked").then_some(())
-    });
-    let sent = load.end();
-    let messages = daemon.messages();
-    assert_eq!(messages.matches("nothing is booked").count(), 1, "{messages}");
-    daemon.stop();
-    assert_eq!(booked(&site), sent);
+}
+
+/// Kind and text of all that happened.
+fn events(site: &Site) -> Vec<(String, String)> {
+    let events = reader(site).events(Span::ALL, usize::MAX).expect("ask the ledger");
+    events.into_iter().map(|event| (event.kind, event.what)).collect()
+}
+
+/// The same of some kinds.
+fn events_of(site: &Site, kinds: &[&str]) -> Vec<(String, String)> {
+    events(site).into_iter().filter(|(kind, _)| kinds.contains(&kind.as_str())).collect()
 }
 
 #[test]

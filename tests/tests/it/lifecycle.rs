@@ -4,7 +4,10 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     thread::{self, JoinHandle},
 };
@@ -30,6 +33,9 @@ pub(super) struct Load {
     pub(super) host: NetNs,
     _other: NetNs,
     stop: Arc<AtomicBool>,
+    /// Odd while it is to rest.
+    told: Arc<AtomicU64>,
+    heard: Arc<AtomicU64>,
     pub(super) sent: Arc<AtomicU64>,
     sender: Option<JoinHandle<()>>,
 }
@@ -44,15 +50,23 @@ impl Load {
         let client = load::udp(&there, false, 40_000);
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
+        let [told, heard] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
         let (end, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let (tells, hears) = (Arc::clone(&told), Arc::clone(&heard));
         let sender = thread::spawn(move || {
             thread::park();
             while !end.load(Relaxed) {
+                let order = tells.load(SeqCst);
+                hears.store(order, SeqCst);
+                if order % 2 == 1 {
+                    thread::park();
+                    continue;
+                }
                 load::datagram(&client, &server, PAYLOAD);
                 count.fetch_add(1, Relaxed);
             }
         });
-        Self { host, _other: other, stop, sent, sender: Some(sender) }
+        Self { host, _other: other, stop, told, heard, sent, sender: Some(sender) }
     }
 
     pub(super) fn begin(&self) {
@@ -67,6 +81,24 @@ impl Load {
         wait::until("the sender", || (self.sent.load(Relaxed) >= enough).then_some(()));
     }
 
+    /// Lets the sender rest: what it has sent until now, all of which has arrived.
+    pub(super) fn pause(&self) -> Traffic {
+        let order = self.told.fetch_add(1, SeqCst) + 1;
+        wait::until("the sender to rest", || (self.heard.load(SeqCst) == order).then_some(()));
+        self.has_sent()
+    }
+
+    /// Lets it go on after a rest.
+    pub(super) fn resume(&self) {
+        self.told.fetch_add(1, SeqCst);
+        self.begin();
+    }
+
+    fn has_sent(&self) -> Traffic {
+        let packets = self.sent.load(Relaxed);
+        Traffic::input(packets * DATAGRAM, packets)
+    }
+
     /// Stops the sender: what it sent, all of which has arrived.
     pub(super) fn end(&mut self) -> Traffic {
         self.stop.store(true, Relaxed);
@@ -74,8 +106,7 @@ impl Load {
         if let Some(sender) = self.sender.take() {
             sender.join().expect("the sender");
         }
-        let packets = self.sent.load(Relaxed);
-        Traffic::input(packets * DATAGRAM, packets)
+        self.has_sent()
     }
 }
 

@@ -3,14 +3,19 @@
 
 use std::{
     fs,
+    io::Read as _,
+    ops::ControlFlow,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
-    sys::signal::Signal,
+    fcntl::OFlag,
+    sys::{signal::Signal, stat::Mode},
     time::{ClockId, clock_gettime},
+    unistd::mkfifo,
 };
 use traffic_tests::{
     daemon::{Daemon, Site, binary},
@@ -21,6 +26,14 @@ use traffic_tests::{
     need,
     netns::NetNs,
     wait,
+};
+use traffic_user::{
+    accounting::{
+        reading::Layer,
+        subject::SubjectKind,
+        usage::{Bucket, By, Level, Span},
+    },
+    ledger::{Reader, Sample, generate},
 };
 
 /// Layer-3 bytes of each datagram.
@@ -155,6 +168,50 @@ fn state(daemon: &Daemon) -> char {
 }
 
 #[test]
+fn a_loop_that_hangs_gives_no_sign_of_life_and_gives_one_again_when_it_goes_on() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let time = Duration::from_millis(300);
+    let (site, pair) = (Site::new(), Pair::new());
+    let manager = Manager::at_path().with_watchdog(time);
+    // Documents for a reader who does not read: all threads but the loop's go on.
+    fs::create_dir_all(&site.state).expect("the state folder");
+    let pipe = site.state.join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).expect("make a pipe");
+    let open = |flags| fs::OpenOptions::new().read(true).custom_flags(flags).open(&pipe);
+    let mut reader = open(OFlag::O_NONBLOCK.bits()).expect("open the pipe");
+    let args = ["--ports", "5000/udp", "--interval", "10ms", "--output", "json"];
+    let script = format!("exec \"$@\" > {}", pipe.display());
+    let wrapper = ["sh", "-c", &script, "sh"].map(str::to_owned);
+    let run = through(&pair.host, &wrapper, &command(&site, &pair, &args));
+    let daemon = Daemon::spawn(manager.service(&pair.host, &run));
+    manager.hears("readiness", |message| message.says("READY"));
+    manager.hears("a sign of life", |message| message.says("WATCHDOG"));
+    wait::until("silence", || manager.hears_within(3 * time).is_none().then_some(()));
+    assert!(matches!(state(&daemon), 'S' | 'D'), "it waits, and was not stopped");
+
+    let mut text = Vec::new();
+    let mut read = || {
+        // What is there, and no more: the pipe has no end yet.
+        let _nothing_more = reader.read_to_end(&mut text);
+        text.len()
+    };
+    wait::until("a sign of life", || {
+        read();
+        let heard = manager.hears_within(Duration::from_millis(10));
+        heard.filter(|message| message.says("WATCHDOG"))
+    });
+    daemon.signal(Signal::SIGTERM);
+    wait::until("the end", || {
+        read();
+        let heard = manager.hears_within(Duration::from_millis(10));
+        heard.filter(|message| message.says("STOPPING"))
+    });
+    read();
+    assert_eq!(daemon.end().code, Some(0));
+    assert_eq!(site.run(&pair.host, &["clean"]).code, Some(0));
+}
+
+#[test]
 fn who_is_not_watched_gives_no_sign_of_life() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
     let time = Duration::from_millis(30);
@@ -238,6 +295,12 @@ fn a_reload_of_what_cannot_be_used_changes_nothing_and_says_why() {
     }
     let meter = "ports = '5000/udp'\niface = 'eth0'\nmeter = 'tc'\nbilling_day = 3\n";
     assert_eq!(reload(meter), format!("{one}; a restart is needed for meter"));
+    let all = "ports = '5000/udp'\niface = 'eth0'\nmeter = 'tc'\noutput = 'table'\npersist = false\n\
+               pins = '/x'\nstate = '/x'\nledger = false\nproxy = false\nproxy_config = '/x'\n\
+               api = '127.0.0.1:1'\n";
+    let keys = "meter, output, persist, pins, state, ledger, proxy, proxy_config, api";
+    assert_eq!(reload(all), format!("{one}; a restart is needed for {keys}"));
+    assert_eq!(reload("ports = '5000/udp'\niface = 'eth0'\nkeep_minutes = '3d'\n"), one);
     assert_eq!(reload("ports = '5000/udp'\niface = 'eth0'\n"), one);
     fs::remove_file(&file.0).expect("remove the configuration");
     daemon.signal(Signal::SIGHUP);
@@ -247,6 +310,54 @@ fn a_reload_of_what_cannot_be_used_changes_nothing_and_says_why() {
 
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.end().code, Some(0));
+    assert_eq!(site.run(&pair.host, &["clean"]).code, Some(0));
+}
+
+#[test]
+fn a_reload_changes_how_long_buckets_are_kept() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (site, pair, manager) = (Site::new(), Pair::new(), Manager::at_path());
+    let ports = "ports = '5000/udp'\n";
+    let file =
+        File::new(&site, &format!("{ports}keep_minutes = 'forever'\nkeep_hours = 'forever'\n"));
+    let (users, hours, day) = (3, 4, 24 * 3600);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs();
+    let end = i64::try_from(now / day * day - day).expect("a time");
+    generate(&site.state, Sample { users, days: 1, hours, end }).expect("make a ledger");
+    let reader = || Reader::open(&site.state).expect("open the ledger").expect("a ledger");
+    // Of each length: buckets of these users, in two layers.
+    let kept = || {
+        Level::ALL.map(|level| {
+            let mut count = 0;
+            let mut each = |bucket: Bucket| {
+                count += u32::from(bucket.subject.kind() == SubjectKind::User);
+                ControlFlow::Continue(())
+            };
+            reader().buckets(Span::ALL, Some(level), None, &mut each).expect("ask the ledger");
+            count
+        })
+    };
+    let whole = [2 * users * hours * 12, 2 * users * hours, 2 * users];
+    let top = || {
+        let (kind, layer) = (SubjectKind::User, Layer::Payload);
+        reader().top(kind, layer, Span::ALL, By::Total, 9).expect("ask the ledger")
+    };
+    let before = top();
+
+    let args = ["--config", file.path(), "--interval", "20ms", "--output", "json"];
+    let mut daemon = Daemon::spawn(manager.service(&pair.host, &command(&site, &pair, &args)));
+    manager.hears("readiness", |message| message.says("READY"));
+    for _ in 0..5 {
+        daemon.fresh();
+    }
+    assert_eq!(kept(), whole);
+    file.says(&format!("{ports}keep_minutes = '1h'\nkeep_hours = '1d'\n"));
+    daemon.signal(Signal::SIGHUP);
+    let ready = manager.hears("the end of the reload", |message| message.says("READY"));
+    assert_eq!(ready.get("STATUS"), Some("counting 1 group at tcx on eth0"));
+    wait::until("short buckets to go", || (kept() == [0, 0, 2 * users]).then_some(()));
+    assert_eq!(top(), before);
+    daemon.stop();
     assert_eq!(site.run(&pair.host, &["clean"]).code, Some(0));
 }
 

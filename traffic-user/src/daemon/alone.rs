@@ -91,7 +91,7 @@ fn devices_again(cursors: &Cursors) -> Option<Devices> {
 }
 
 fn book(books: &mut Books, state: &mut State) -> Result<()> {
-    books.close(state, second_of(unix_time()));
+    books.settle(state, second_of(unix_time()));
     match books.standing() {
         Standing::Booked => Ok(()),
         Standing::Refused { why, remedy, .. } => {

@@ -121,6 +121,8 @@ impl Books {
                         );
                     }
                 }
+                drop(store);
+                drop(told);
             })
             .context("cannot start the ledger's thread")?;
         let mut books =
@@ -156,7 +158,7 @@ impl Books {
     }
 
     /// Books what is owed and waits for it.
-    pub(super) fn close(&mut self, state: &mut State, now: i64) {
+    pub(super) fn settle(&mut self, state: &mut State, now: i64) {
         if !self.wait(state, LAST) {
             return self.silent();
         }
@@ -164,8 +166,18 @@ impl Books {
         if !self.wait(state, LAST) {
             self.silent();
         }
+    }
+
+    /// Books what is owed, waits for it, and closes the ledger.
+    pub(super) fn close(&mut self, state: &mut State, now: i64) {
+        self.settle(state, now);
         if let Standing::Refused { since, .. } = &self.standing {
             tracing::error!(since, "what was counted since then is not booked, and is lost");
+        }
+        // Without plans to come the thread closes the file, so that nothing is left beside it.
+        self.plans = sync_channel(1).0;
+        if self.under_way.is_none() {
+            let _ended = self.outcomes.recv_timeout(LAST);
         }
     }
 
@@ -249,7 +261,11 @@ impl Books {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex, mpsc::channel};
+    use std::{
+        fs,
+        path::PathBuf,
+        sync::{Arc, Mutex, mpsc::channel},
+    };
 
     use super::*;
     use crate::{
@@ -263,6 +279,23 @@ mod tests {
     };
 
     const DAY: i64 = 86_400;
+
+    /// A folder that goes when it is dropped.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            let path = std::env::temp_dir().join(format!("traffic-books-{}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
 
     fn note(state: &mut State, what: &str) {
         let what = what.to_owned();
@@ -296,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_ledger_that_is_summed_up_let_go_or_given_back_keeps_no_tick_waiting() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         // Whoever tidies up asks for the day, and is held there until this lets go.
         let (go, held) = channel::<()>();
         let (asks, asked) = channel();
@@ -309,7 +342,7 @@ mod tests {
             Span { begin, end: begin + DAY }
         });
         let options = Options { calendar, ..Options::default() };
-        let (mut books, cursors, _) = Books::open(folder.path(), options, 0).unwrap();
+        let (mut books, cursors, _) = Books::open(&folder.0, options, 0).unwrap();
         let mut state = State::begin(cursors, Begin { now: 0, boot: 1 });
         count(&mut state);
         books.book(&mut state, 10);
@@ -321,10 +354,12 @@ mod tests {
             books.book(&mut state, 10 + tick);
         }
         assert_eq!(books.standing(), &Standing::Booked);
-        assert_eq!(noted(folder.path()), [""; 0]);
+        assert_eq!(noted(&folder.0), [""; 0]);
         drop(go);
         books.close(&mut state, 110);
+        let beside = fs::read_dir(&folder.0).unwrap().count();
+        assert_eq!(beside, 1, "it was closed");
         let wanted: Vec<_> = (0..100).map(|tick| tick.to_string()).collect();
-        assert_eq!(noted(folder.path()), wanted);
+        assert_eq!(noted(&folder.0), wanted);
     }
 }

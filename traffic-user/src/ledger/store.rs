@@ -23,6 +23,8 @@ pub struct Store {
     folder: PathBuf,
     options: Options,
     pub(super) ledger: Option<Ledger>,
+    /// What is to be told of the one before.
+    lost: Option<Lost>,
 }
 
 /// What was found when a ledger was opened.
@@ -54,7 +56,7 @@ impl Store {
         let ((ledger, cursors), set_aside) = match open() {
             Err(error @ LedgerError::Full { .. }) => {
                 let Ok(cursors) = read_alone(folder) else { return Err(error) };
-                let store = Self { folder: folder.into(), options, ledger: None };
+                let store = Self { folder: folder.into(), options, ledger: None, lost: None };
                 return Ok(Opened { store, cursors, set_aside: None, refused: Some(error) });
             }
             Err(error @ LedgerError::Corrupt { .. }) => {
@@ -63,7 +65,7 @@ impl Store {
             }
             other => (other?, None),
         };
-        let store = Self { folder: folder.into(), options, ledger: Some(ledger) };
+        let store = Self { folder: folder.into(), options, ledger: Some(ledger), lost: None };
         Ok(Opened { store, cursors, set_aside, refused: None })
     }
 
@@ -82,33 +84,41 @@ impl Store {
     ///
     /// Every [`LedgerError`]. The plan is not booked then, and has to be taken back.
     pub fn commit(&mut self, plan: &Plan) -> Result<Vec<Event>, LedgerError> {
-        let tried = match self.try_commit(plan, Vec::new()) {
+        let tried = match self.try_commit(plan) {
             // What was written ahead takes room that can be used again.
-            Err(LedgerError::Full { .. }) if self.write_back() => self.try_commit(plan, Vec::new()),
+            Err(LedgerError::Full { .. }) if self.write_back() => self.try_commit(plan),
             tried => tried,
         };
-        let first = match tried {
-            Err(error @ LedgerError::ReadOnly { .. }) => {
-                // It was opened when it could only be read, so it wrote nothing, and never will.
-                self.ledger = None;
-                return Err(error);
+        match tried {
+            Err(LedgerError::Gone { .. }) => {
+                self.lose("ledger-replaced", "the ledger was gone".to_owned());
             }
-            Err(LedgerError::Gone { .. }) => "the ledger was gone",
-            Err(LedgerError::Replaced { .. }) => "the ledger was replaced by another file",
+            Err(LedgerError::Replaced { .. }) => {
+                let what = "the ledger was replaced by another file";
+                self.lose("ledger-replaced", what.to_owned());
+            }
             Err(LedgerError::Corrupt { .. }) => {
                 self.ledger = None;
                 let aside = file::set_aside(&file::path(&self.folder), plan.at)?;
                 let what =
                     format!("the ledger was damaged and is set aside as {}", aside.display());
-                return self.try_commit(plan, vec![event(plan, "ledger-damaged", what)]);
+                // Whatever else is still to be told, where it is now must be.
+                self.lost = Some(Lost { kind: "ledger-damaged", what, made: false });
+            }
+            Err(error @ LedgerError::ReadOnly { .. }) => {
+                // It was opened when it could only be read, so it wrote nothing, and never will.
+                self.ledger = None;
+                return Err(error);
             }
             other => return other,
-        };
+        }
+        self.try_commit(plan)
+    }
+
+    /// What was open is given up. It is told with the next plan that is booked, whenever that is.
+    fn lose(&mut self, kind: &'static str, what: String) {
         self.ledger = None;
-        let made = !file::path(&self.folder).exists();
-        let then = if made { "a new one is begun" } else { "the one that is there goes on" };
-        let what = format!("{first}; {then}");
-        self.try_commit(plan, vec![event(plan, "ledger-replaced", what)])
+        self.lost.get_or_insert(Lost { kind, what, made: false });
     }
 
     /// Whether anything of what was written ahead is in the ledger's own pages now.
@@ -116,19 +126,27 @@ impl Store {
         self.ledger.as_ref().is_some_and(|ledger| ledger.write_back().unwrap_or(false))
     }
 
-    fn try_commit(&mut self, plan: &Plan, news: Vec<Event>) -> Result<Vec<Event>, LedgerError> {
+    fn try_commit(&mut self, plan: &Plan) -> Result<Vec<Event>, LedgerError> {
         let ledger = match &mut self.ledger {
             Some(ledger) => ledger,
-            None => self.ledger.insert(Ledger::open(&self.folder, self.options.clone())?.0),
+            None => {
+                let (ledger, made) = Ledger::open(&self.folder, self.options.clone())?;
+                if let Some(lost) = &mut self.lost {
+                    lost.made |= made;
+                }
+                self.ledger.insert(ledger)
+            }
         };
-        if news.is_empty() {
+        let Some(lost) = &self.lost else {
             ledger.commit(plan)?;
-        } else {
-            let mut plan = plan.clone();
-            plan.events.extend(news.iter().cloned());
-            ledger.commit(&plan)?;
-        }
-        Ok(news)
+            return Ok(Vec::new());
+        };
+        let news = lost.event(plan);
+        let mut plan = plan.clone();
+        plan.events.push(news.clone());
+        ledger.commit(&plan)?;
+        self.lost = None;
+        Ok(vec![news])
     }
 
     /// Sums up and lets go, a little at a time: to be called after each commit. `now` is seconds of Unix
@@ -160,6 +178,23 @@ fn read_alone(folder: &Path) -> rusqlite::Result<Cursors> {
     }
 }
 
-fn event(plan: &Plan, kind: &str, what: String) -> Event {
-    Event { at: i128::from(plan.at) * 1_000_000_000, kind: kind.to_owned(), subject: None, what }
+/// What happened to a ledger that was open.
+#[derive(Debug)]
+struct Lost {
+    kind: &'static str,
+    what: String,
+    /// Another one was made since.
+    made: bool,
+}
+
+impl Lost {
+    fn event(&self, plan: &Plan) -> Event {
+        let then = if self.made { "a new one is begun" } else { "the one that is there goes on" };
+        Event {
+            at: i128::from(plan.at) * 1_000_000_000,
+            kind: self.kind.to_owned(),
+            subject: None,
+            what: format!("{}; {then}", self.what),
+        }
+    }
 }
