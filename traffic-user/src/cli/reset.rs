@@ -11,10 +11,10 @@ use super::{
     stats::poll,
 };
 use crate::{
-    accounting::ident::shown,
+    accounting::{ident::shown, payload::Polls, tick::Cursors},
     daemon::{AskedProxy, ProxyPlace, Question, Whose, ask, joined, names, reset_alone, zero},
-    ledger::Reader,
-    meter::{self, proxy::ProxyMeter},
+    ledger::{LedgerError, Reader},
+    meter::{self, host::boot_id, proxy::ProxyMeter},
 };
 
 #[derive(Debug, clap::Args)]
@@ -88,16 +88,29 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
 /// In the place of a daemon, where there is a ledger. A proxy that was named may be another than that of the
 /// ledger, which must not be mixed up.
 fn alone(common: &Common, args: &Args, whose: &Whose) -> Result<Option<String>> {
-    let unwanted = args.proxy.is_named() || common.config.ledger == Some(false);
-    if unwanted || Reader::open(&common.state)?.is_none() {
+    if common.config.ledger == Some(false) {
         return Ok(None);
     }
-    let _lock = state(common)?;
-    let kernel = meter::installed(&common.pins)?.map(|(snapshot, _)| snapshot);
+    let named = args.proxy.is_named();
+    let opened = match Reader::open(&common.state) {
+        // Whoever may not look into the ledger may still reset a proxy that he names.
+        Err(LedgerError::Denied { .. }) if named => None,
+        other => other?,
+    };
+    let Some(reader) = opened else { return Ok(None) };
+    let _lock = match state(common) {
+        // A daemon runs, and takes it for a reset by another reader.
+        Err(_) if named => return Ok(None),
+        other => other?,
+    };
     let proxy = match args.proxy.place(common)? {
         Some(place) => asked(common, &place)?,
         None => None,
     };
+    if named && !is_known(&reader.cursors()?, proxy.as_ref()) {
+        return Ok(None);
+    }
+    let kernel = meter::installed(&common.pins)?.map(|(snapshot, _)| snapshot);
     if kernel.is_none() && proxy.is_none() {
         bail!(
             "nothing counts now: no daemon runs, no rules or pins of ours are there, and no API of a proxy is known\n  remedy: start `traffic run`; what was counted is in `traffic history`"
@@ -105,6 +118,13 @@ fn alone(common: &Common, args: &Args, whose: &Whose) -> Result<Option<String>> 
     }
     let books = (common.state.as_path(), ledger_options(&common.config)?);
     reset_alone(books, kernel, proxy, whose).map(Some)
+}
+
+/// Whether it is certainly the proxy that the ledger read last.
+fn is_known(cursors: &Cursors, proxy: Option<&AskedProxy>) -> bool {
+    let cursor = cursors.proxy.as_ref().filter(|cursor| cursor.boot == boot_id());
+    let (Some(cursor), Some(proxy)) = (cursor, proxy) else { return false };
+    Polls::resumed(cursor.kept.clone()).is_of_this_life(&proxy.poll)
 }
 
 /// Asks the proxy what it has counted; `None` without an API.

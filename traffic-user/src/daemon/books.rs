@@ -168,16 +168,11 @@ impl Books {
         }
     }
 
-    /// Books what is owed, waits for it, and closes the ledger.
+    /// Books what is owed for the last time, and waits for it.
     pub(super) fn close(&mut self, state: &mut State, now: i64) {
         self.settle(state, now);
         if let Standing::Refused { since, .. } = &self.standing {
             tracing::error!(since, "what was counted since then is not booked, and is lost");
-        }
-        // Without plans to come the thread closes the file, so that nothing is left beside it.
-        self.plans = sync_channel(1).0;
-        if self.under_way.is_none() {
-            let _ended = self.outcomes.recv_timeout(LAST);
         }
     }
 
@@ -256,6 +251,16 @@ impl Books {
             );
         }
         self.standing = Standing::Refused { since, why, remedy };
+    }
+}
+
+impl Drop for Books {
+    /// Without plans to come the thread closes the file, so that nothing is left beside it.
+    fn drop(&mut self) {
+        self.plans = sync_channel(1).0;
+        if self.under_way.is_none() {
+            let _ended = self.outcomes.recv_timeout(LAST);
+        }
     }
 }
 
@@ -357,6 +362,7 @@ mod tests {
         assert_eq!(noted(&folder.0), [""; 0]);
         drop(go);
         books.close(&mut state, 110);
+        drop(books);
         let beside = fs::read_dir(&folder.0).unwrap().count();
         assert_eq!(beside, 1, "it was closed");
         let wanted: Vec<_> = (0..100).map(|tick| tick.to_string()).collect();

@@ -71,8 +71,8 @@ fn what_a_proxy_moved_until_its_reset_without_a_daemon_is_booked() {
         assert_eq!(
             said,
             format!(
-                "user {ALICE}: 2 counters of the proxy were set to zero, and what they had moved \
-                 until then is booked (no daemon was asked)\n"
+                "user {ALICE}: a new period begins; what was counted before stays in the ledger; \
+                 2 counters of the proxy were set to zero (no daemon was asked)\n"
             )
         );
         assert_eq!((host.at_the_proxy(ALICE), host.at_the_proxy(BOB)), (0, 22), "{named:?}");
@@ -92,7 +92,11 @@ fn what_a_proxy_moved_until_its_reset_without_a_daemon_is_booked() {
         let resets = reader(&host.site).events(Span::ALL, usize::MAX).expect("ask the ledger");
         let resets = resets.into_iter().filter(|event| event.kind == "reset");
         let whose: Vec<_> = resets.map(|event| event.subject).collect();
-        assert_eq!(whose, [Some(Subject::User(ALICE.into())), None, None], "{named:?}");
+        assert_eq!(
+            whose,
+            [Some(Subject::User(ALICE.into())), Some(Subject::Host), Some(Subject::Host)],
+            "{named:?}"
+        );
         assert_eq!(host.site.run(&host.ns, &["clean"]).code, Some(0));
     }
 }
@@ -135,7 +139,7 @@ fn a_reset_of_another_proxy_and_one_beside_a_daemon_leave_the_ledger_alone() {
     let before = reader(&host.site).cursors().expect("ask the ledger");
     let place = other.address().to_string();
     let said = host.reset(&["reset", "--yes", "--all", "--api", &place]).stdout;
-    assert!(!said.contains("booked"), "{said}");
+    assert!(!said.contains("a new period begins"), "{said}");
     assert_eq!(other.value(&format!("user>>>{ALICE}>>>traffic>>>uplink")), Some(0));
     assert_eq!(reader(&host.site).cursors().expect("ask the ledger"), before);
     assert_eq!(host.user().0, 301);
@@ -168,7 +172,7 @@ fn where_nothing_can_be_booked_nothing_is_reset() {
     let args = ["--config", &config, "reset", "--yes", "--all"];
     let refused = host.site.run(&host.ns, &args);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    for piece in ["nothing was reset", "is locked by another process", "remedy: "] {
+    for piece in ["cannot be booked", "is locked by another process", "remedy: "] {
         assert!(refused.stderr.contains(piece), "no `{piece}` in {refused:?}");
     }
     assert_eq!(host.at_the_proxy(ALICE), 70_050);
