@@ -1,6 +1,7 @@
 //! Debian packages: what is offered, and installing it.
 //!
-//! Never removes a package, and never installs one that was not announced.
+//! Never removes a package, and never installs one that was not announced. A package of another
+//! release that keeps one of the archive from being installed is set to the archive's own version.
 
 use anyhow::{Context as _, Result};
 use xshell::{Shell, cmd};
@@ -58,7 +59,43 @@ pub(crate) fn install(sh: &Shell, install: bool, packages: &[&str], why: &str) -
     }
     // The usual reason: an archive moved on and the lists still name the files of yesterday.
     update(sh)?;
-    try_install(sh, packages).with_context(|| format!("install {names} ({why})"))
+    let Err(error) = try_install(sh, packages) else {
+        return Ok(());
+    };
+    let replaced = in_the_way(sh, packages);
+    if replaced.is_empty() {
+        return Err(error.context(format!("install {names} ({why})")));
+    }
+    let versions = replaced.join(" ");
+    eprintln!("setting to the archive's own version, because another is in the way: {versions}");
+    let mut words = vec!["--allow-downgrades"];
+    words.extend(packages);
+    words.extend(replaced.iter().map(String::as_str));
+    try_install(sh, &words).with_context(|| format!("install {names} with {versions} ({why})"))
+}
+
+/// Packages that would have to go for these to be installed, with the version that the archive has.
+/// Empty when one of them is not in the archive.
+fn in_the_way(sh: &Shell, packages: &[&str]) -> Vec<String> {
+    let trial = cmd!(sh, "apt-get install --simulate --no-install-recommends {packages...}");
+    let Ok(trial) = trial.quiet().ignore_stderr().read() else {
+        return Vec::new();
+    };
+    let version = |package: &str| {
+        let list = cmd!(sh, "apt-cache madison {package}").quiet().ignore_stderr().read().ok()?;
+        Some(format!("{package}={}", parse_madison(&list)?))
+    };
+    let found: Option<Vec<_>> = parse_removed(&trial).map(version).collect();
+    found.unwrap_or_default()
+}
+
+fn parse_removed(trial: &str) -> impl Iterator<Item = &str> {
+    trial.lines().filter_map(|line| line.strip_prefix("Remv ")?.split_whitespace().next())
+}
+
+/// The newest version of an archive; the list begins with it.
+fn parse_madison(list: &str) -> Option<&str> {
+    list.lines().next()?.split('|').nth(1).map(str::trim)
 }
 
 fn missing(names: &str, why: &str) -> Missing {
@@ -101,6 +138,16 @@ fn try_install(sh: &Shell, packages: &[&str]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_read_from_the_trial() {
+        let trial = "Remv qemu-utils [1:10.0.2]\nInst qemu-system-x86 (1:7.2 Debian:12 [amd64])\n";
+        assert_eq!(parse_removed(trial).collect::<Vec<_>>(), ["qemu-utils"]);
+        let list = "qemu-utils | 1:7.2+b3 | http://archive/debian bookworm/main amd64 Packages\n\
+                    qemu-utils | 1:7.2 | http://archive/security bookworm/main amd64 Packages\n";
+        assert_eq!(parse_madison(list), Some("1:7.2+b3"));
+        assert_eq!(parse_madison(""), None);
+    }
 
     #[test]
     fn the_candidate_is_read_from_the_policy() {
