@@ -6,6 +6,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::FileExt as _,
+    time::SystemTime,
 };
 
 use nix::sys::signal::Signal;
@@ -313,6 +314,10 @@ fn a_ledger_that_is_damaged_at_the_start_is_set_aside_and_pinned_maps_are_a_new_
     load.goes_on();
     damage(&site);
     let before = load.pause();
+    // An epoch has the second in which it began: in the same one it may have begun under the next daemon.
+    let second = || SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs();
+    let now = second();
+    wait::until("another second", || (second() > now + 1).then_some(()));
     let mut daemon = start(&site, &load, "tcx", &["--persist"]);
     daemon.says("set aside as");
     daemon.fresh();
