@@ -2,6 +2,7 @@
 
 use std::ops::{Add, AddAssign, Sub};
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 /// One kind of traffic, both ways.
@@ -156,6 +157,19 @@ impl Document {
     #[track_caller]
     pub fn text(&self, key: &str) -> &str {
         self.0[key].as_str().unwrap_or_else(|| panic!("no text {key} in {}", self.0))
+    }
+
+    /// A time after which its numbers were read: that at which it says it began, less what it leaves out
+    /// of a millisecond.
+    ///
+    /// # Panics
+    ///
+    /// When it does not say.
+    #[track_caller]
+    pub fn begins(&self) -> Timestamp {
+        let end: Timestamp = self.text("taken_at").parse().expect("a time");
+        let window = self.0["window_ns"].as_i64().expect("the length of the window");
+        end - SignedDuration::from_nanos(window)
     }
 
     /// Every packet that the hook saw: groups, unwatched and all reasons. Checks on the way that the
