@@ -242,7 +242,6 @@ fn a_device_that_is_made_anew_counts_from_its_own_zero_and_it_is_a_gap() {
     }
 }
 
-/// VLANs are tried in the kernels that know them.
 #[test]
 fn on_a_bridge_and_a_macvlan_link_headers_are_taken_off_where_the_device_counts_them() {
     needs!();
