@@ -265,6 +265,11 @@ fn on_a_bridge_and_a_macvlan_link_headers_are_taken_off_where_the_device_counts_
         for (ns, end) in [(&host, 2), (&other, 1)] {
             let mac = &ends[end - 1];
             ns.ip(&format!("neigh replace 10.0.7.{end} lladdr {mac} dev {name} nud permanent"));
+            // What is sent before is dropped.
+            wait::until("a device to have a carrier", || {
+                let state = ns.sh(&["ip", "-o", "link", "show", "dev", name]);
+                state.contains("state UP").then_some(())
+            });
         }
         let site = Site::new();
         let args = ["--no-proxy", "--meter", "nft", "--iface", name, "--ports", "5000"];
