@@ -16,6 +16,8 @@ pub const FILE: &str = "ledger.db";
 
 /// How long a transaction waits for another process.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// SQLite's number for room that is given back a little at a time.
+const INCREMENTAL: u32 = 2;
 /// Its group may read it; SQLite gives the files beside it the same rights.
 const MODE: u32 = 0o640;
 
@@ -70,8 +72,12 @@ pub(super) fn open(path: &Path) -> Result<(Connection, bool), LedgerError> {
     let set_up = || {
         let db = Connection::open_with_flags(path, flags)?;
         db.busy_timeout(PATIENCE)?;
-        // Has to come before the first table.
-        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        // Has to come before the first table; later it changes nothing, but would wait for the lock of
+        // a process that writes.
+        let vacuum: u32 = db.pragma_query_value(None, "auto_vacuum", |row| row.get(0))?;
+        if vacuum != INCREMENTAL {
+            db.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
+        }
         db.pragma_update(None, "journal_mode", "WAL")?;
         // A power cut loses no tick that was told to be booked.
         db.pragma_update(None, "synchronous", "FULL")?;

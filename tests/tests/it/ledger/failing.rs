@@ -252,6 +252,28 @@ fn while_another_process_locks_the_ledger_counting_goes_on() {
     ends_with_all(&site, load, daemon);
 }
 
+#[test]
+fn a_start_while_another_process_locks_the_ledger_counts_and_books_all_when_it_lets_go() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"));
+    let (site, mut load) = (Site::new(), Load::new());
+    let daemon = start(&site, &load, "tcx", &["--persist"]);
+    load.begin();
+    load.goes_on();
+    has_begun(&site);
+    daemon.stop();
+    let other = Connection::open(path(&site.state)).expect("open the ledger");
+    other.execute_batch("BEGIN EXCLUSIVE").expect("lock it");
+    let mut daemon = start(&site, &load, "tcx", &["--persist"]);
+    load.goes_on();
+    is_refused(&site, &load, &mut daemon, "is locked by another process");
+    other.execute_batch("ROLLBACK").expect("let go");
+    all_is_booked(&site, &load);
+    let sent = load.end();
+    daemon.stop();
+    assert_eq!(booked(&site, "5000/udp"), sent);
+    assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+}
+
 /// Names of damaged ledgers that were set aside.
 fn set_aside(site: &Site) -> Vec<String> {
     let files = fs::read_dir(&site.state).expect("the state folder");
