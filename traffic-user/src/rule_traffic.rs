@@ -100,13 +100,13 @@ mod tests {
             since: None,
             window: Window::default(),
             coverage: Coverage::Complete,
-            groups: vec![
+            groups: Arc::new([
                 reading("8080", 1, true),
                 reading("443/tcp", 2, true),
                 reading("443/udp", 4, true),
                 reading("1000-2000+3000", 8, true),
                 reading("180", 16, false),
-            ],
+            ]),
             skipped: None,
         };
         let bytes = |port, family| {

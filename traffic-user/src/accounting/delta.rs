@@ -15,7 +15,7 @@
 //! an epoch begins at zero, since it got its counters in this epoch. Nothing here fails or panics:
 //! what cannot be true becomes an [`Anomaly`] and charges nothing.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     anomaly::{Anomaly, Owner},
@@ -194,11 +194,11 @@ impl Deltas {
 ///     since: None,
 ///     window: Window { begin: end, end },
 ///     coverage: Coverage::Complete,
-///     groups: vec![GroupReading {
+///     groups: std::sync::Arc::new([GroupReading {
 ///         group: std::sync::Arc::clone(&group),
 ///         lanes: Lanes { tcp4: Traffic { input_bytes, ..Traffic::default() }, ..Lanes::default() },
 ///         watched: true,
-///     }],
+///     }]),
 ///     skipped: None,
 /// };
 /// let (deltas, anomalies) = diff(Some(&at(0, 100)), &at(2_000_000_000, 400), First::Baseline);
@@ -296,14 +296,19 @@ fn key(group: &Group) -> Key<'_> {
 /// Ports that are there twice (a group that was given up, and again under another name) are one
 /// group with the sum of both, so that it is charged once.
 struct Joined<'a> {
-    groups: Vec<GroupReading>,
+    groups: Cow<'a, [GroupReading]>,
     index: HashMap<Key<'a>, usize>,
 }
 
 impl<'a> Joined<'a> {
     fn of(readings: &'a [GroupReading]) -> Self {
-        let mut groups: Vec<GroupReading> = Vec::with_capacity(readings.len());
-        let mut index = HashMap::with_capacity(readings.len());
+        let index: HashMap<_, _> =
+            readings.iter().enumerate().map(|(at, reading)| (key(&reading.group), at)).collect();
+        if index.len() == readings.len() {
+            return Self { groups: readings.into(), index };
+        }
+        let mut groups: Vec<GroupReading> = Vec::new();
+        let mut index = HashMap::new();
         for reading in readings {
             let at = *index.entry(key(&reading.group)).or_insert(groups.len());
             let Some(twin) = groups.get_mut(at) else {
@@ -321,7 +326,7 @@ impl<'a> Joined<'a> {
                 udp6: twin.lanes.udp6.plus(reading.lanes.udp6),
             };
         }
-        Self { groups, index }
+        Self { groups: groups.into(), index }
     }
 
     /// All zero for a group that is not there: its counters began inside this epoch.

@@ -116,7 +116,7 @@ impl Frame {
         let mut seen = HashSet::new();
         self.snapshots
             .iter()
-            .flat_map(|snapshot| &snapshot.groups)
+            .flat_map(|snapshot| snapshot.groups.iter())
             .map(|reading| reading.group.as_ref())
             .filter(|group| seen.insert((group.ranges(), group.transport())))
             .collect()

@@ -304,8 +304,9 @@ pub struct Snapshot {
     pub window: Window,
     /// Whether all was counted since the epoch began.
     pub coverage: Coverage,
-    /// One for each group, in the order they were first watched.
-    pub groups: Vec<GroupReading>,
+    /// One for each group, in the order they were first watched. Shared, because a snapshot is kept in
+    /// several places until the next one.
+    pub groups: Arc<[GroupReading]>,
     /// What was in no group.
     pub skipped: Option<Skipped>,
 }

@@ -85,7 +85,7 @@ mod tests {
             since: None,
             window: Window::default(),
             coverage: Coverage::Complete,
-            groups: vec![GroupReading { group, lanes, watched: true }],
+            groups: Arc::new([GroupReading { group, lanes, watched: true }]),
             skipped: None,
         };
         let total = |family| {

@@ -63,9 +63,12 @@ impl Zeros {
             .iter()
             .map(|reading| self.0.iter().find(|zero| zero.is_of(snapshot, reading)))
             .collect();
-        for (reading, zero) in snapshot.groups.iter_mut().zip(&found) {
-            if let Some(zero) = zero {
-                reading.lanes = reading.lanes.less(&zero.lanes);
+        if found.iter().any(Option::is_some) {
+            let groups = Arc::make_mut(&mut snapshot.groups);
+            for (reading, zero) in groups.iter_mut().zip(&found) {
+                if let Some(zero) = zero {
+                    reading.lanes = reading.lanes.less(&zero.lanes);
+                }
             }
         }
         found.into_iter().map(|zero| zero.map(|zero| zero.at)).collect()

@@ -41,7 +41,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let open = Groups::new(listening.clone(), MOST_GROUPS)?;
     let mut reports = Vec::new();
     if let Some(dump) = &dump {
-        for (key, reading) in dump.keys().into_iter().zip(&dump.snapshot.groups) {
+        for (key, reading) in dump.keys().into_iter().zip(dump.snapshot.groups.iter()) {
             reports.push(PortReport {
                 group: (*reading.group).clone(),
                 key,

@@ -48,7 +48,8 @@ pub(crate) fn reset_alone(
     whose: &Whose,
 ) -> Result<String> {
     let begin = Begin { now: unix_time(), boot: boot_id() };
-    let groups = kernel.iter().flat_map(|kernel| &kernel.groups).map(|reading| &*reading.group);
+    let groups =
+        kernel.iter().flat_map(|kernel| kernel.groups.iter()).map(|reading| &*reading.group);
     let inbounds = proxy.iter().flat_map(|proxy| &proxy.inbounds).map(|inbound| &inbound.group);
     let event = period_begins(groups.chain(inbounds), proxy.is_some(), whose, begin.now)?;
     let (mut books, cursors, news) = Books::open(folder, options, second_of(begin.now))?;

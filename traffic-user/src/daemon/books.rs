@@ -320,7 +320,7 @@ mod tests {
             since: Some(0),
             window: Window { begin: 0, end: 0 },
             coverage: Coverage::Complete,
-            groups: vec![GroupReading { group, lanes, watched: true }],
+            groups: Arc::new([GroupReading { group, lanes, watched: true }]),
             skipped: None,
         });
         state.tick(frame, None);

@@ -386,7 +386,7 @@ mod tests {
             since: Some(-5),
             window: Window { begin: -1, end: i128::MAX },
             coverage: Coverage::Gap,
-            groups: vec![reading("443+8443/tcp=web", 1), reading("20000-50000/udp", 9)],
+            groups: [reading("443+8443/tcp=web", 1), reading("20000-50000/udp", 9)].into(),
             skipped: Some(Skipped {
                 unwatched: traffic(100),
                 fragment: traffic(200),

@@ -100,7 +100,7 @@ pub fn dump(
     let ports = report
         .keys()
         .into_iter()
-        .zip(&snapshot.groups)
+        .zip(snapshot.groups.iter())
         .map(|(key, reading)| {
             let group = GroupJson {
                 traffic: reading.lanes.total().into(),

@@ -184,7 +184,7 @@ fn lines(report: &RulesReport) -> Vec<Line<'_>> {
     let dump = Dump { host: String::new(), snapshot, devices: Vec::new(), passed_over: Vec::new() };
     dump.keys()
         .into_iter()
-        .zip(&report.snapshot.groups)
+        .zip(report.snapshot.groups.iter())
         .zip(report.resets.iter().copied().chain(std::iter::repeat(None)))
         .map(|((key, reading), reset)| Line {
             reset,

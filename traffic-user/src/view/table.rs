@@ -31,7 +31,7 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
     let mut lines: Vec<Line> = report
         .keys()
         .into_iter()
-        .zip(&snapshot.groups)
+        .zip(snapshot.groups.iter())
         .enumerate()
         .map(|(n, (key, reading))| {
             let delta = deltas.and_then(|deltas| {

@@ -367,11 +367,11 @@ fn totals_of_different_epochs_are_estimated_and_not_compared() {
         since: Some(1000),
         window: Window::default(),
         coverage: Coverage::Complete,
-        groups: vec![GroupReading {
+        groups: Arc::new([GroupReading {
             group: group("443"),
             lanes: kernel(&[("443", 0, 1 << 30)]).groups[0].lanes,
             watched: true,
-        }],
+        }]),
         skipped: None,
     };
     let poll = |uptime| ProxySnapshot {

@@ -100,11 +100,12 @@ impl World {
 
     fn look(&self, turn: usize) -> Snapshot {
         let mut snapshot = snapshot(self.epoch, 0, &[]);
-        snapshot.groups.clone_from(&self.readings);
-        if !snapshot.groups.is_empty() {
-            let turn = turn % snapshot.groups.len();
-            snapshot.groups.rotate_left(turn);
+        let mut readings = self.readings.clone();
+        if !readings.is_empty() {
+            let turn = turn % readings.len();
+            readings.rotate_left(turn);
         }
+        snapshot.groups = readings.into();
         let unwatched = Traffic { output_bytes: self.skipped, ..Traffic::default() };
         snapshot.skipped = Some(Skipped { unwatched, ..Skipped::default() });
         snapshot
@@ -135,7 +136,7 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
         let mut snapshot = snapshot(epoch, 0, &[]);
         snapshot.layer = if l3 { Layer::L3 } else { Layer::L3Skb };
         snapshot.window.end = end;
-        snapshot.groups = groups;
+        snapshot.groups = groups.into();
         snapshot
     })
 }
@@ -223,8 +224,9 @@ proptest! {
         let turned = |snapshot: &Snapshot, turn: usize| {
             let mut snapshot = snapshot.clone();
             let turn = turn.min(snapshot.groups.len());
-            snapshot.groups.rotate_left(turn);
-            snapshot.groups.reverse();
+            let groups = Arc::make_mut(&mut snapshot.groups);
+            groups.rotate_left(turn);
+            groups.reverse();
             snapshot
         };
         let other = prev.as_ref().map(|prev| turned(prev, turns.0));

@@ -168,7 +168,7 @@ fn a_watched_group_that_vanishes_is_a_gap_and_one_given_up_is_not() {
     let vanished = Anomaly::Vanished { meter: "tcx", group: group("80") };
     assert_eq!(anomalies, [vanished]);
 
-    prev.groups[1].watched = false;
+    Arc::make_mut(&mut prev.groups)[1].watched = false;
     let (deltas, anomalies) = diff(Some(&prev), &next, First::Baseline);
     assert_eq!((deltas.coverage, anomalies), (Coverage::Complete, vec![]));
 }
@@ -176,9 +176,9 @@ fn a_watched_group_that_vanishes_is_a_gap_and_one_given_up_is_not() {
 #[test]
 fn ports_that_are_listed_twice_are_one_group() {
     let mut prev = snapshot(1, 10, &[("443=old", lanes(100, 0))]);
-    prev.groups[0].watched = false;
+    Arc::make_mut(&mut prev.groups)[0].watched = false;
     let mut next = snapshot(1, 20, &[("443=new", lanes(7, 0)), ("443=old", lanes(100, 0))]);
-    next.groups[1].watched = false;
+    Arc::make_mut(&mut next.groups)[1].watched = false;
     let (deltas, anomalies) = diff(Some(&prev), &next, First::Baseline);
     assert_eq!(anomalies, []);
     assert_eq!(charged(&deltas), [("443=new".into(), lanes(7, 0))]);

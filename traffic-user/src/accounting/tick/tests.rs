@@ -22,11 +22,11 @@ pub(super) fn snapshot(meter: &'static str, epoch: u64, at: i128, bytes: u64) ->
         since: None,
         window: Window { begin: at, end: at },
         coverage: Coverage::Complete,
-        groups: vec![GroupReading {
+        groups: Arc::new([GroupReading {
             group: Arc::new("443/tcp=web".parse().unwrap()),
             lanes: Lanes { tcp4, ..Lanes::default() },
             watched: true,
-        }],
+        }]),
         skipped: None,
     }
 }
@@ -148,7 +148,7 @@ fn a_loss_is_booked_to_whom_it_may_concern_though_nothing_was_counted_since() {
     // Both begin again, and have counted nothing.
     let empty = ProxySnapshot { counters: Vec::new(), ..poll(103, 0, 0) };
     let mut next = at("tcx", 8, 103, 0);
-    next.groups[0].lanes = Lanes::default();
+    Arc::make_mut(&mut next.groups)[0].lanes = Lanes::default();
     state.tick(frame([next]), Some(&empty));
     let plan = state.plan(0);
     let of_group = plan.entries.iter().find(|entry| entry.subject == group).unwrap();
@@ -286,7 +286,7 @@ fn users_are_booked_with_payload_and_their_share_of_the_wire() {
     state.merge_mut().configure(&[inbound], &[]);
     let wire = |second, output_bytes| {
         let mut next = at("tcx", 7, second, 1000);
-        next.groups[0].lanes.tcp4.output_bytes = output_bytes;
+        Arc::make_mut(&mut next.groups)[0].lanes.tcp4.output_bytes = output_bytes;
         frame([next])
     };
     state.tick(wire(101, 0), Some(&poll(101, 50, 1000)));

@@ -69,7 +69,7 @@ fn totals_in(snapshot: &Snapshot, family: Family) -> Totals {
         Family::V6 => (Lane::Tcp6, Lane::Udp6),
     };
     let mut totals = Totals::new();
-    for reading in &snapshot.groups {
+    for reading in snapshot.groups.iter() {
         let total = totals.entry(reading.group.to_string()).or_default();
         for (is_tcp, lane) in [(true, tcp), (false, udp)] {
             for direction in Direction::ALL {

@@ -376,7 +376,7 @@ fn snapshot(about: &About, counts: &Counts, window: Window, gap: bool) -> Snapsh
         since: Some(about.since),
         window,
         coverage: if gap { Coverage::Gap } else { Coverage::Complete },
-        groups,
+        groups: groups.into(),
         skipped: None,
     }
 }
