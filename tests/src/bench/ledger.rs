@@ -9,8 +9,7 @@ mod vnstat;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
-    process,
+    path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,6 +19,7 @@ use traffic_user::ledger::{FILE, Sample, generate};
 use self::{asking::Questions, vnstat::VnStat};
 use super::{
     Plan,
+    folder::Folder,
     lab::{self, DEVICE, Lab},
     proxy::{PROMISED, Proxy},
     report::Section,
@@ -106,34 +106,6 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Section>> {
             vnstat::report(extent, &vnstat, &asked, &lived, &grown),
         ])
     })
-}
-
-/// A folder that goes with the value.
-#[derive(Debug)]
-struct Folder(PathBuf);
-
-impl Folder {
-    /// Not where files are kept in memory: a commit waits for the disk.
-    fn new(name: &str) -> Result<Self> {
-        let name = format!("traffic-bench-{}-{name}", process::id());
-        let folder = Self(Path::new("/var/tmp").join(name));
-        fs::create_dir(&folder.0)
-            .with_context(|| format!("create the folder {}", folder.0.display()))?;
-        Ok(folder)
-    }
-
-    /// For a command line.
-    fn text(&self) -> Result<&str> {
-        self.0.to_str().context("a folder with a name in UTF-8")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("left behind: {}: {error}", self.0.display());
-        }
-    }
 }
 
 /// A ledger with a history.

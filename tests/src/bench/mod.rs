@@ -6,6 +6,7 @@
 
 pub mod chart;
 mod clock;
+mod folder;
 pub mod kernel;
 mod lab;
 mod ledger;
