@@ -16,7 +16,9 @@ mod tool;
 
 use std::{
     collections::{HashMap, HashSet},
+    panic::resume_unwind,
     sync::Arc,
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -339,17 +341,23 @@ impl IptablesMeter {
     /// What is there, after what was gone has been put back.
     fn look(&mut self) -> Result<(Vec<Ours>, Window), MeterError> {
         let begin = nanoseconds();
-        let found =
-            self.sides.iter().map(|side| side.tool.ours()).collect::<Result<Vec<_>, _>>()?;
-        let found = if self.repair(&found)? {
-            self.sides.iter().map(|side| side.tool.ours()).collect::<Result<Vec<_>, _>>()?
-        } else {
-            found
-        };
+        let found = self.list()?;
+        let found = if self.repair(&found)? { self.list()? } else { found };
         for (side, ours) in self.sides.iter_mut().zip(&found) {
             side.last = Last::of(ours);
         }
         Ok((found, Window { begin, end: nanoseconds() }))
+    }
+
+    /// What is there. Both versions of IP are listed at once: each takes a process, and with many rules a
+    /// part of a second.
+    fn list(&self) -> Result<Vec<Ours>, MeterError> {
+        thread::scope(|scope| {
+            let lists: Vec<_> =
+                self.sides.iter().map(|side| scope.spawn(|| side.tool.ours())).collect();
+            let joined = lists.into_iter().map(|list| list.join());
+            joined.map(|list| list.unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        })
     }
 
     /// Says in the notes whether their counts were seen, so that the next start can tell if one is gone.
