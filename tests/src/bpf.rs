@@ -15,8 +15,11 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 
 /// One instruction, as the kernel reads it.
@@ -171,6 +174,45 @@ pub fn test_run(program: BorrowedFd<'_>, input: Input<'_>) -> io::Result<Output>
     Ok(Output { retval: attr.retval.cast_signed(), nanoseconds: attr.duration })
 }
 
+/// The part of `union bpf_attr` that `BPF_MAP_CREATE` reads first.
+#[repr(C)]
+struct MapAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+/// An array of all zeros that no object file holds.
+///
+/// # Errors
+///
+/// The kernel's: without the right to make maps, `EPERM`.
+pub fn array(value_size: u32, entries: u32, mmapable: bool) -> io::Result<OwnedFd> {
+    let attr = MapAttr {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size,
+        max_entries: entries,
+        map_flags: if mmapable { BPF_F_MMAPABLE } else { 0 },
+    };
+    // SAFETY: the attribute lives until the call returns, and the kernel only reads it.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw const attr, size_of::<MapAttr>())
+    };
+    owned(fd)
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given this descriptor to us and to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A loaded program that belongs to nobody else and goes away with this value.
 #[derive(Debug)]
 pub struct Program(OwnedFd);
@@ -194,12 +236,7 @@ impl Program {
         let fd = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<LoadAttr>())
         };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just given this descriptor to us and to nobody else.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        owned(fd).map(Self)
     }
 
     /// Its descriptor, to run it.

@@ -15,7 +15,9 @@ use aya::{
     util::nr_cpus,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use traffic_ebpf::abi::{self, Counters, LANES, PORT_SLOTS, globals, maps, programs, skip};
+use traffic_ebpf::abi::{
+    self, Count, Counters, LANES, PARTS, PORT_SLOTS, globals, maps, programs, skip,
+};
 use traffic_user::meter::ebpf::OBJECT;
 
 use crate::bpf::{self, Input, Output};
@@ -40,7 +42,7 @@ impl Loaded {
         let stripes = u32::try_from(cpus).expect("a number of CPUs") + 1;
         let (atomic, silent) = (u8::from(atomic), 0u8);
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries(maps::COUNTERS, stripes * slots * LANES)
+            .map_max_entries(maps::COUNTERS, stripes * slots * PARTS)
             .map_max_entries(maps::GROUPS, slots)
             .map_max_entries("AYA_LOGS", 4096)
             .override_global(globals::SLOTS, &slots, true)
@@ -56,7 +58,7 @@ impl Loaded {
             }
             .unwrap_or_else(|err| panic!("load {name}: {err}"));
         }
-        let counters = stripes as usize * slots as usize * LANES as usize * Counters::SIZE;
+        let counters = stripes as usize * slots as usize * PARTS as usize * Count::SIZE;
         Self {
             counters: Mapping::new(map(&ebpf, maps::COUNTERS), counters),
             ports: Box::new([0; PORT_SLOTS]),
@@ -113,13 +115,16 @@ impl Loaded {
     /// What one lane of one slot stands at, summed over the CPUs.
     pub fn counter(&self, slot: u32, lane: u8) -> Counters {
         (0..self.stripes).fold(Counters::default(), |sum, stripe| {
-            let at = abi::counter_index(stripe, self.slots, slot, lane) as usize * 4;
-            let words = &self.counters.words()[at..at + 4];
+            let [input, output] = [false, true].map(|output| {
+                let part = abi::part(lane, output);
+                let at = abi::counter_index(stripe, self.slots, slot, part) as usize * 2;
+                [0, 1].map(|word| self.counters.words()[at + word].load(Relaxed))
+            });
             sum.plus(Counters {
-                input_bytes: words[0].load(Relaxed),
-                input_packets: words[1].load(Relaxed),
-                output_bytes: words[2].load(Relaxed),
-                output_packets: words[3].load(Relaxed),
+                input_bytes: input[0],
+                input_packets: input[1],
+                output_bytes: output[0],
+                output_packets: output[1],
             })
         })
     }
@@ -134,7 +139,7 @@ impl Loaded {
 
     /// Whether the stripe that belongs to user space is untouched.
     pub fn carried_over_is_zero(&self) -> bool {
-        let from = abi::counter_index(self.stripes - 1, self.slots, 0, 0) as usize * 4;
+        let from = abi::counter_index(self.stripes - 1, self.slots, 0, 0) as usize * 2;
         self.counters.words()[from..].iter().all(|word| word.load(Relaxed) == 0)
     }
 

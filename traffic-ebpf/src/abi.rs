@@ -8,7 +8,7 @@
 //! constants.
 
 /// Changes whenever the meaning or the layout of a map changes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// First word of [`Meta`]; tells our pinned maps from those of others (`"traf"`, little endian).
 pub const MAGIC: u32 = u32::from_le_bytes(*b"traf");
@@ -106,7 +106,8 @@ pub mod skip {
         ["unwatched", "fragment", "other", "malformed", "loopback"];
 }
 
-/// What one CPU has counted for one lane of one slot since the epoch began. Never decreases.
+/// What was counted for one lane of one slot, or for one reason, since the epoch began. Never
+/// decreases.
 ///
 /// Bytes are layer-3 bytes as they go over the wire, packets are wire packets: see
 /// [`packet`](crate::packet).
@@ -170,15 +171,42 @@ impl Counters {
     }
 }
 
-/// Index of one lane of one slot in one stripe of `COUNTERS`.
+/// What one CPU has counted for one [`part`] of one slot since the epoch began: a value of `COUNTERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Layer-3 bytes as they go over the wire.
+    pub bytes: u64,
+    /// Wire packets.
+    pub packets: u64,
+}
+
+impl Count {
+    /// Size in the map.
+    pub const SIZE: usize = size_of::<Self>();
+}
+
+/// What is counted apart in a slot: each lane in each direction.
+pub const PARTS: u32 = 2 * LANES;
+
+/// Number of a part.
+#[inline(always)]
+pub const fn part(lane: u8, output: bool) -> u32 {
+    2 * lane as u32 + output as u32
+}
+
+/// Index of one part of one slot in one stripe of `COUNTERS`.
 ///
 /// Stripe `n` belongs to CPU `n`; the stripe after the last CPU is written by user space alone and
 /// holds what was carried over from older maps, so a sum over all stripes is always the total. Within
-/// a stripe lane follows lane and not slot, because traffic is mostly of one kind: spread over many
-/// ports it then touches a quarter of the memory.
+/// a stripe part follows part and not slot, because traffic is mostly of one kind, and what enters is
+/// counted at another time than what leaves: spread over many ports it then touches an eighth of the
+/// memory.
+///
+/// In ABI 1 a value was a whole [`Counters`], one for each lane.
 #[inline(always)]
-pub const fn counter_index(stripe: u32, slots: u32, slot: u32, lane: u8) -> u32 {
-    (stripe * LANES + lane as u32) * slots + slot
+pub const fn counter_index(stripe: u32, slots: u32, slot: u32, part: u32) -> u32 {
+    (stripe * PARTS + part) * slots + slot
 }
 
 /// Identifies the datagram that a fragment belongs to.
@@ -221,7 +249,7 @@ pub struct Meta {
     pub stripes: u32,
     /// Lanes of a slot.
     pub lanes: u32,
-    /// Size of one [`Counters`].
+    /// Size of one value of `COUNTERS`: a [`Count`], in ABI 1 a [`Counters`].
     pub counter_size: u32,
     /// Slots handed out so far; they are handed out in ascending order.
     pub slots_used: u32,

@@ -15,7 +15,7 @@ use aya_log_ebpf::{
     macro_support::{Level, level_enabled},
 };
 use traffic_ebpf::{
-    abi::{self, Counters, skip},
+    abi::{self, skip},
     packet::{
         self, Amount, Datagram, Flow, InPlace, Link, Offload, PacketReader, Pair, Parsed, Place,
         Taker, parse,
@@ -196,9 +196,11 @@ fn count(slot_and_one: u16, lane: u8, amount: Amount, direction: Direction) {
     // SAFETY: the helper takes nothing and only reads the number of this CPU.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let slot = u32::from(slot_and_one) - 1;
-    let index = abi::counter_index(cpu, maps::slots(), slot, lane & 3);
-    if let Some(counters) = COUNTERS.get_ptr_mut(index) {
-        add(counters, amount, direction);
+    let part = abi::part(lane & 3, direction == Direction::Output);
+    if let Some(count) = COUNTERS.get_ptr_mut(abi::counter_index(cpu, maps::slots(), slot, part)) {
+        // SAFETY: a map gave `count`, so it points at a live, aligned value.
+        let (bytes, packets) = unsafe { (&raw mut (*count).bytes, &raw mut (*count).packets) };
+        add(bytes, packets, amount);
     }
 }
 
@@ -227,30 +229,31 @@ fn slot_in_table(udp: bool, port: usize) -> u16 {
 #[inline(always)]
 fn skipped(reason: u32, amount: Amount, direction: Direction) {
     if let Some(counters) = SKIPPED.get_ptr_mut(reason) {
-        add(counters, amount, direction);
+        // SAFETY: a map gave `counters`, so it points at a live, aligned value.
+        let (bytes, packets) = unsafe {
+            match direction {
+                Direction::Input => {
+                    (&raw mut (*counters).input_bytes, &raw mut (*counters).input_packets)
+                }
+                Direction::Output => {
+                    (&raw mut (*counters).output_bytes, &raw mut (*counters).output_packets)
+                }
+            }
+        };
+        add(bytes, packets, amount);
     }
 }
 
+/// Both are words of one live map value.
 #[inline(always)]
-fn add(counters: *mut Counters, amount: Amount, direction: Direction) {
-    // SAFETY: a map gave `counters`, so it points at a live, aligned value.
-    let (bytes, packets) = unsafe {
-        match direction {
-            Direction::Input => {
-                (&raw mut (*counters).input_bytes, &raw mut (*counters).input_packets)
-            }
-            Direction::Output => {
-                (&raw mut (*counters).output_bytes, &raw mut (*counters).output_packets)
-            }
-        }
-    };
+fn add(bytes: *mut u64, packets: *mut u64, amount: Amount) {
     if maps::atomic() {
         cold_path();
         increase(bytes, amount.bytes);
         increase(packets, amount.packets);
     } else {
-        // SAFETY: `counters` is a live map value that belongs to this CPU, and user space chose this
-        // branch because nothing interrupts the hook on its own CPU.
+        // SAFETY: a live map value that belongs to this CPU, and user space chose this branch because
+        // nothing interrupts the hook on its own CPU.
         unsafe { *bytes += amount.bytes };
         // SAFETY: as above.
         unsafe { *packets += amount.packets };

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, LruHashMap, PerCpuArray},
 };
-use traffic_ebpf::abi::{Counters, FragmentKey, Group, Meta, PORT_SLOTS, skip};
+use traffic_ebpf::abi::{Count, Counters, FragmentKey, Group, Meta, PORT_SLOTS, skip};
 
 /// Which slot a port counts into. A variable and not a map that is asked: its address is a part of
 /// the program, which saves a sixth of all that a common packet costs.
@@ -30,9 +30,9 @@ impl<T> Shared<T> {
     }
 }
 
-/// User space sets the number of entries: stripes x slots x lanes.
+/// User space sets the number of entries: stripes x slots x parts.
 #[map]
-pub static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub static COUNTERS: Array<Count> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub static SKIPPED: PerCpuArray<Counters> = PerCpuArray::with_max_entries(2 * skip::REASONS, 0);

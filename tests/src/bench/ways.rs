@@ -3,6 +3,7 @@
 use std::{os::fd::OwnedFd, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use traffic_ebpf::abi::PARTS;
 use traffic_user::{
     accounting::ident::{Group, Groups, Transport},
     meter::{
@@ -126,8 +127,10 @@ impl Installed {
             Self::Ours(meter) => {
                 let mut words = Vec::new();
                 meter.sum_into(&mut words)?;
-                let sum = |at: usize| words.iter().skip(at).step_by(4).sum();
-                Ok(Some((sum(1), sum(0))))
+                // Parts of what enters and of what leaves take turns.
+                let part = words.len().div_ceil(PARTS as usize).max(1);
+                let entered = || words.chunks(part).step_by(2).flatten();
+                Ok(Some((entered().skip(1).step_by(2).sum(), entered().step_by(2).sum())))
             }
             Self::OursNft(meter) => {
                 let total = meter.read()?.total();

@@ -14,7 +14,9 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use nix::sys::signal::Signal;
+use traffic_ebpf::abi::{LANES, Meta, counter_index, maps, part};
 use traffic_tests::{
+    bpf,
     daemon::{Daemon, Ended, Site},
     device::{connect, pair},
     document::{Document, Traffic},
@@ -295,6 +297,29 @@ fn another_abi_and_more_groups_than_slots_are_carried_over_with_every_packet() {
 }
 
 #[test]
+fn counters_of_the_first_abi_are_carried_over_whether_they_can_be_mapped_or_not() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"));
+    for mmapable in [true, false] {
+        let (site, mut load) = (Site::new(), Load::new());
+        let daemon = start(&site, &load, "tcx", &["--persist"]);
+        load.begin();
+        load.goes_on();
+        let sent = load.pause();
+        let epoch = daemon.stop().text("epoch").to_owned();
+        pretend_the_first_abi(&site, mmapable);
+        assert_eq!(dump(&site, &load).group("5000"), sent, "mapped: {mmapable}");
+        let daemon = start(&site, &load, "tcx", &["--persist"]);
+        load.resume();
+        load.goes_on();
+        let sent = load.end();
+        let last = daemon.stop();
+        assert_eq!((last.text("epoch"), last.group("5000")), (epoch.as_str(), sent), "{mmapable}");
+        assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+        leaks::nothing(&load.host, &site.pins);
+    }
+}
+
+#[test]
 fn a_change_over_that_is_cut_short_is_finished_by_the_next_start() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
     for point in ["before carrying over", "after carrying over"] {
@@ -360,6 +385,41 @@ fn a_run_that_does_not_persist_does_not_count_beside_pins() {
     assert_eq!(dump(&site, &load).group("5000"), sent);
     assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
     leaks::nothing(&load.host, &site.pins);
+}
+
+/// Puts in the place of the pinned counters what the first ABI had: a value for each lane, with both
+/// directions in it. The programs go on with the others.
+fn pretend_the_first_abi(site: &Site, mmapable: bool) {
+    let map =
+        |name: &str| MapData::from_pin(site.pins.join("maps").join(name)).expect("open a map");
+    let mut meta: Array<_, [u8; Meta::SIZE]> =
+        Map::from_map_data(map(maps::META)).and_then(Array::try_from).expect("META is an array");
+    let found = Meta::from_bytes(&meta.get(&0, 0).expect("read META"));
+    let counts: Array<_, [u64; 2]> =
+        Map::from_map_data(map(maps::COUNTERS)).and_then(Array::try_from).expect("an array");
+    let entries = found.stripes * found.slots * LANES;
+    let fd = bpf::array(32, entries, mmapable).expect("make an array");
+    let old = MapData::from_fd(fd).expect("an array");
+    let mut old: Array<_, [u64; 4]> =
+        Map::from_map_data(old).and_then(Array::try_from).expect("an array");
+    for stripe in 0..found.stripes {
+        for lane in 0..4u8 {
+            for slot in 0..found.slots_used {
+                let [input, output] = [false, true].map(|output| {
+                    let index = counter_index(stripe, found.slots, slot, part(lane, output));
+                    counts.get(&index, 0).expect("read a counter")
+                });
+                let index = (stripe * LANES + u32::from(lane)) * found.slots + slot;
+                let value = [input[0], input[1], output[0], output[1]];
+                old.set(index, value, 0).expect("write a counter");
+            }
+        }
+    }
+    let pin = site.pins.join("maps").join(maps::COUNTERS);
+    std::fs::remove_file(&pin).expect("unpin the counters");
+    old.pin(&pin).expect("pin the others");
+    let first = Meta { abi: 1, counter_size: 32, ..found };
+    meta.set(0, first.to_bytes(), 0).expect("write META");
 }
 
 /// Makes the pinned maps say that a version with another ABI made them.

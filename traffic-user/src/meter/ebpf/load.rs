@@ -11,7 +11,7 @@ use nix::{
     sys::resource::{RLIM_INFINITY, Resource, setrlimit},
     unistd::chroot,
 };
-use traffic_ebpf::abi::{LANES, globals, maps, programs};
+use traffic_ebpf::abi::{PARTS, globals, maps, programs};
 
 use super::{Hook, OBJECT};
 use crate::meter::error::{MeterError, cause};
@@ -52,7 +52,7 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
         tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
     let Parameters { hook, slots, log, pins } = parameters;
-    let entries = stripes()?.saturating_mul(slots).saturating_mul(LANES);
+    let entries = stripes()?.saturating_mul(slots).saturating_mul(PARTS);
     let atomic = u8::from(hook == Hook::Cgroup || preempt_rt());
     let level: u8 = if log { 4 } else { 0 };
     let mut loader = loader();

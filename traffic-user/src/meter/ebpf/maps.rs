@@ -11,8 +11,8 @@ use aya::{
     maps::{Array, Map, MapData, PerCpuArray},
 };
 use traffic_ebpf::abi::{
-    ABI_VERSION, Counters, Group as Entry, LANES, MAGIC, Meta, PORT_SLOTS, carry, counter_index,
-    maps, skip, state,
+    ABI_VERSION, Count, Counters, Group as Entry, LANES, MAGIC, Meta, PARTS, PORT_SLOTS, carry,
+    counter_index, maps, skip, state,
 };
 
 use super::{
@@ -30,14 +30,22 @@ use crate::{
     meter::error::{MeterError, cause},
 };
 
-/// Words of one counter.
-const WORDS: usize = Counters::SIZE / size_of::<u64>();
+/// Words of one [`Count`].
+const WORDS: usize = Count::SIZE / size_of::<u64>();
 
 /// The counters.
 struct CounterMap {
-    map: Array<MapData, [u8; Counters::SIZE]>,
+    values: Values,
     /// Read without a system call. `None` where a kernel refuses it: then one look-up a value.
     mapped: Option<Mapping>,
+}
+
+/// What one value of the counters is.
+enum Values {
+    /// A part of a slot.
+    Parts(Array<MapData, [u8; Count::SIZE]>),
+    /// A lane with both directions: ABI 1, only read.
+    Lanes(Array<MapData, [u8; Counters::SIZE]>),
 }
 
 /// The port table of programs that were loaded by us. Written whole: the kernel copies it in place, so
@@ -111,7 +119,7 @@ impl Maps {
             return Err(foreign("META does not begin with our mark".into()));
         }
         if meta.lanes != LANES
-            || meta.counter_size as usize != Counters::SIZE
+            || ![Count::SIZE, Counters::SIZE].contains(&(meta.counter_size as usize))
             || meta.group_size as usize != Entry::SIZE
         {
             return Err(foreign(format!(
@@ -142,7 +150,13 @@ impl Maps {
         let mapped = Mapping::new(counters.fd(), bytes)
             .inspect_err(|error| tracing::debug!(%error, "the counters cannot be mapped"))
             .ok();
-        let counters = CounterMap { map: array(Map::Array(counters), maps::COUNTERS)?, mapped };
+        let counters = Map::Array(counters);
+        let values = if meta.counter_size as usize == Count::SIZE {
+            Values::Parts(array(counters, maps::COUNTERS)?)
+        } else {
+            Values::Lanes(array(counters, maps::COUNTERS)?)
+        };
+        let counters = CounterMap { values, mapped };
         let mut opened = Self {
             meta_map,
             groups,
@@ -267,7 +281,7 @@ impl Maps {
         })
     }
 
-    /// Sums over all stripes as words: all slots of a lane, then those of the next, as in the map.
+    /// Sums over all stripes as words: all slots of a part, then those of the next, as in the map.
     pub(super) fn sums(&self) -> Result<Vec<u64>, MeterError> {
         let mut sums = Vec::new();
         self.sum_into(&mut sums)?;
@@ -277,18 +291,22 @@ impl Maps {
     /// [`sums`](Self::sums) into a buffer that is used again.
     pub(super) fn sum_into(&self, sums: &mut Vec<u64>) -> Result<(), MeterError> {
         let Meta { slots, slots_used, carry, .. } = self.meta;
-        let count = slots_used as usize * WORDS;
+        let (parts, words) = match self.counters.values {
+            Values::Parts(_) => (PARTS, WORDS),
+            Values::Lanes(_) => (LANES, 2 * WORDS),
+        };
+        let count = slots_used as usize * words;
         sums.clear();
-        sums.reserve(count * LANES as usize);
+        sums.reserve(count * parts as usize);
         // The last stripe is all zero unless something was carried over.
         let stripes = match carry {
             carry::DONE => self.meta.stripes,
             _ => self.meta.stripes.saturating_sub(1),
         };
-        for lane in (0..).take(LANES as usize) {
-            let firsts = (0..stripes).map(|stripe| counter_index(stripe, slots, 0, lane));
+        for part in 0..parts {
+            let firsts = (0..stripes).map(|stripe| (stripe * parts + part) * slots);
             if let Some(mapping) = &self.counters.mapped {
-                let places = firsts.map(|first| first as usize * WORDS);
+                let places = firsts.map(|first| first as usize * words);
                 mapping::sum(mapping.words(), places, count, sums).ok_or_else(|| {
                     write_error(maps::COUNTERS, "it is smaller than its description says")
                 })?;
@@ -297,21 +315,15 @@ impl Maps {
             let begin = sums.len();
             sums.resize(begin + count, 0);
             for first in firsts {
-                self.look_up(first, &mut sums[begin..])?;
+                let sums = &mut sums[begin..];
+                match &self.counters.values {
+                    Values::Parts(map) => look_up(map, first, sums)?,
+                    Values::Lanes(map) => look_up(map, first, sums)?,
+                }
             }
         }
-        Ok(())
-    }
-
-    /// Adds counters from an index on, one call each.
-    fn look_up(&self, first: u32, sums: &mut [u64]) -> Result<(), MeterError> {
-        for (index, words) in (first..).zip(sums.chunks_exact_mut(WORDS)) {
-            let value = self.counters.map.get(&index, 0).map_err(|error| MeterError::Map {
-                doing: "read",
-                map: maps::COUNTERS,
-                cause: cause(error),
-            })?;
-            add_counters(words, Counters::from_bytes(&value));
+        if matches!(self.counters.values, Values::Lanes(_)) {
+            *sums = parts_of(sums, count);
         }
         Ok(())
     }
@@ -389,10 +401,17 @@ impl Maps {
     pub(super) fn carry_over(&mut self, older: &Self) -> Result<(), MeterError> {
         let sums = older.sums()?;
         let Meta { stripes, slots, .. } = self.meta;
-        for slot in 0..older.meta.slots_used {
-            for (lane, value) in (0..).zip(counters_of(&sums, slot as usize)) {
-                let index = counter_index(stripes - 1, slots, slot, lane);
-                write(&mut self.counters.map, index, value.to_bytes(), maps::COUNTERS)?;
+        let Values::Parts(map) = &mut self.counters.values else {
+            return Err(write_error(maps::COUNTERS, "it is an older one"));
+        };
+        for part in 0..PARTS {
+            for slot in 0..older.meta.slots_used {
+                let words = part_of(&sums, part as usize, slot as usize);
+                let mut value = [0; Count::SIZE];
+                for (bytes, word) in value.chunks_exact_mut(size_of::<u64>()).zip(words) {
+                    bytes.copy_from_slice(&word.to_ne_bytes());
+                }
+                write(map, counter_index(stripes - 1, slots, slot, part), value, maps::COUNTERS)?;
             }
         }
         for reason in 0..self.meta.reasons.min(older.meta.reasons) {
@@ -467,30 +486,50 @@ fn write_error(map: &'static str, reason: &str) -> MeterError {
     MeterError::Map { doing: "write", map, cause: reason.into() }
 }
 
-fn add_counters(words: &mut [u64], value: Counters) {
-    let values = [value.input_bytes, value.input_packets, value.output_bytes, value.output_packets];
-    for (word, value) in words.iter_mut().zip(values) {
-        *word = word.wrapping_add(value);
-    }
-}
-
-fn add_to(counters: &mut Counters, words: &[u64]) {
-    if let [input_bytes, input_packets, output_bytes, output_packets] = *words {
-        *counters =
-            counters.plus(Counters { input_bytes, input_packets, output_bytes, output_packets });
-    }
-}
-
-/// The lanes of a slot in sums, which have all slots of a lane one after the other.
-fn counters_of(sums: &[u64], slot: usize) -> [Counters; LANES as usize] {
-    let lane_words = sums.len() / LANES as usize;
-    std::array::from_fn(|lane| {
-        let mut counters = Counters::default();
-        let at = lane * lane_words + slot * WORDS;
-        if let Some(words) = sums.get(at..at + WORDS) {
-            add_to(&mut counters, words);
+/// Adds the values from an index on, one call each.
+fn look_up<const SIZE: usize>(
+    map: &Array<MapData, [u8; SIZE]>,
+    first: u32,
+    sums: &mut [u64],
+) -> Result<(), MeterError> {
+    for (index, words) in (first..).zip(sums.chunks_exact_mut(SIZE / size_of::<u64>())) {
+        let value = map.get(&index, 0).map_err(|error| MeterError::Map {
+            doing: "read",
+            map: maps::COUNTERS,
+            cause: cause(error),
+        })?;
+        for (sum, bytes) in words.iter_mut().zip(value.as_chunks().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*bytes));
         }
-        counters
+    }
+    Ok(())
+}
+
+/// Sums of ABI 1 in the order of this one: it has both directions of a slot side by side. `lane` is how
+/// many words a lane has.
+fn parts_of(sums: &[u64], lane: usize) -> Vec<u64> {
+    let mut parts = Vec::with_capacity(sums.len());
+    for lane in sums.chunks(lane.max(1)) {
+        for direction in [0, WORDS] {
+            let of_slot = |slot: &[u64]| [slot[direction], slot[direction + 1]];
+            parts.extend(lane.chunks_exact(2 * WORDS).flat_map(of_slot));
+        }
+    }
+    parts
+}
+
+/// One part of a slot in sums, which have all slots of a part one after the other: bytes and packets.
+fn part_of(sums: &[u64], part: usize, slot: usize) -> [u64; WORDS] {
+    let at = part * (sums.len() / PARTS as usize) + slot * WORDS;
+    sums.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
+}
+
+/// The lanes of a slot in sums.
+fn counters_of(sums: &[u64], slot: usize) -> [Counters; LANES as usize] {
+    std::array::from_fn(|lane| {
+        let [input_bytes, input_packets] = part_of(sums, 2 * lane, slot);
+        let [output_bytes, output_packets] = part_of(sums, 2 * lane + 1, slot);
+        Counters { input_bytes, input_packets, output_bytes, output_packets }
     })
 }
 

@@ -418,7 +418,7 @@ fn describe(hook: Hook, slots: u32) -> Result<Meta, MeterError> {
         slots,
         stripes: load::stripes()?,
         lanes: LANES,
-        counter_size: size(abi::Counters::SIZE),
+        counter_size: size(abi::Count::SIZE),
         slots_used: 0,
         reasons: skip::REASONS,
         hook: hook_number(hook),
