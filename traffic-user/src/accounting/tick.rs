@@ -218,8 +218,16 @@ impl State {
     }
 
     /// Takes the last reading of a meter that was taken off, and that of another at that time: this one
-    /// is charged from there on.
+    /// is charged from there on. Both may have the same name, where counters of another form take the place
+    /// of those of before. When others were read since and these ran beside them, nothing of them is charged.
     pub fn hand_over(&mut self, last: Snapshot, baseline: Snapshot) -> Ticked {
+        let ran_beside = |read: &Snapshot| {
+            let begins = last.since.map(|since| (i128::from(since) + 1) * NANOS);
+            read.epoch != last.epoch && begins.is_none_or(|begins| begins <= read.window.end)
+        };
+        if last.meter == baseline.meter && self.frame.snapshot(last.meter).is_some_and(ran_beside) {
+            return Ticked::default();
+        }
         let mut frame = Frame::new(last.window.end);
         let (from, at) = (last.meter, baseline.window.end);
         frame.insert(last);

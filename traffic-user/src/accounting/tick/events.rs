@@ -61,10 +61,14 @@ pub(super) fn returned(at: i128, next: &Snapshot) -> Event {
 
 /// Another meter counts.
 pub(super) fn meter_changed(at: i128, before: &[&str], now: &[&Snapshot]) -> Event {
-    let now: Vec<_> =
+    let to: Vec<_> =
         now.iter().map(|next| format!("{} ({})", next.meter, next.layer.name())).collect();
-    let what =
-        format!("counted by {} from now on, by {} before", now.join(", "), before.join(", "));
+    let to = to.join(", ");
+    let what = if now.iter().map(|next| next.meter).eq(before.iter().copied()) {
+        format!("counted by {to} in another form from now on")
+    } else {
+        format!("counted by {to} from now on, by {} before", before.join(", "))
+    };
     event(at, "meter-changed", what)
 }
 

@@ -214,6 +214,22 @@ fn a_meter_that_hands_over_is_charged_to_its_end_and_the_next_one_from_there() {
 }
 
 #[test]
+fn counters_of_another_form_take_the_place_of_those_of_the_same_meter_once() {
+    let mut first = begin(Cursors::default(), 0);
+    charged(&mut first, at("nft", 7, 10, 100));
+    let mut state = begin(first.cursors(), 100);
+    state.hand_over(at("nft", 7, 101, 170), at("nft", 8, 101, 40));
+    assert_eq!(taken(&mut state), (70, vec!["meter-changed".into()]));
+    assert_eq!(charged(&mut state, at("nft", 8, 110, 45)), (5, vec![]));
+
+    // They could not be taken off, and counted on beside the new ones.
+    let mut state = begin(state.cursors(), 200);
+    state.hand_over(at("nft", 7, 201, 300), at("nft", 8, 201, 60));
+    assert_eq!(taken(&mut state), (0, vec![]));
+    assert_eq!(charged(&mut state, at("nft", 8, 210, 65)), (20, vec![]));
+}
+
+#[test]
 fn a_meter_that_is_silent_for_a_while_goes_on() {
     let mut state = begin(Cursors::default(), 0);
     charged(&mut state, at("tcx", 7, 10, 100));
