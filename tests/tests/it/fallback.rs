@@ -3,6 +3,7 @@
 mod adopted;
 mod bad;
 mod changing;
+mod former;
 mod left;
 mod relay;
 mod reset;

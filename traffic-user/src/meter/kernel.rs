@@ -343,6 +343,9 @@ pub fn rules_installed() -> Result<Option<Snapshot>, MeterError> {
         if let Some(rules) = or_no_tool(nft::Installed::open())? {
             return rules.read().map(Some);
         }
+        if let Some(rules) = or_no_tool(nft::Installed::open_former())? {
+            return rules.read().map(Some);
+        }
         or_no_tool(iptables::Installed::open())?.map(|rules| rules.read()).transpose()
     };
     match read() {

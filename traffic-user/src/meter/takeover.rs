@@ -1,5 +1,6 @@
 //! From one kind of meter to another, where both are ours and one was left to count: a new kernel, or
-//! another `--meter`. Also from what a killed run left, which goes on counting for nobody.
+//! another `--meter`. Also from what a killed run left, which goes on counting for nobody, and from rules
+//! of a form that an earlier build had.
 //!
 //! The new one is counting before the old one is taken off. Both are read right after one another; what
 //! the old one has then is its last word, what the new one has then is where its numbers begin. So a byte
@@ -60,6 +61,13 @@ fn each(meter: &mut Meter, left: &Left, done: &mut Vec<Handover>) -> Result<(), 
         }
         or_absent(nft::clean_left(left.persist).map(Some))?;
     }
+    // Those of the form that earlier builds had are of another kind for every meter.
+    if let Some(rules) = or_absent(nft::Installed::open_former())?
+        && (left.persist || !rules.persist())
+    {
+        done.push(at_one_time(rules.read()?, meter)?);
+    }
+    or_absent(nft::clean_former(left.persist).map(Some))?;
     if kind != MeterKind::Iptables && iptables::is_anything_here() {
         if let Some(rules) = or_absent(iptables::Installed::open())?
             && (left.persist || !rules.persist())
@@ -73,11 +81,13 @@ fn each(meter: &mut Meter, left: &Left, done: &mut Vec<Handover>) -> Result<(), 
 
 fn at_one_time(last: Snapshot, meter: &mut Meter) -> Result<Handover, MeterError> {
     let baseline = meter.read()?;
-    tracing::warn!(
-        from = last.meter,
-        to = baseline.meter,
-        "counting goes on with another meter, from a zero of its own"
-    );
+    if last.meter != baseline.meter {
+        tracing::warn!(
+            from = last.meter,
+            to = baseline.meter,
+            "counting goes on with another meter, from a zero of its own"
+        );
+    }
     Ok(Handover { last, baseline })
 }
 

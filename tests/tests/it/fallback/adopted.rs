@@ -68,11 +68,11 @@ fn counters_that_were_set_back_count_from_there_and_nothing_is_booked_twice() {
 fn what_is_left_of_damaged_rules_has_counted_for_the_ledger() {
     needs!();
     let damages = [
-        ("nft", "nft flush chain inet traffic input", "1 of 1 rules in the chain input"),
+        ("nft", "nft flush chain ip traffic input", "1 of 1 rules in the chain ip traffic input"),
         (
             "nft",
-            "nft delete element inet traffic ports_in { udp . ipv4 . 5000 }",
-            "1 of 4 entries in the map ports_in",
+            "nft delete element ip traffic ports_in { udp . 5000 }",
+            "1 of 2 entries in the map ip traffic ports_in",
         ),
         ("iptables", "iptables-nft -D INPUT 1", "the jump from INPUT to TRAFFIC_IN was gone"),
     ];

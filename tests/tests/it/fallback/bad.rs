@@ -93,13 +93,40 @@ fn where_the_kernel_takes_no_rules_of_nft_auto_goes_on_to_iptables() {
 }
 
 #[test]
+fn a_kernel_that_takes_no_rules_for_one_version_of_ip_is_named_and_nothing_is_left() {
+    needs!();
+    let (site, lab) = (Site::new(), Lab::new());
+    let before = lab.rules();
+    for (family, version) in [("ip", "IPv4"), ("ip6", "IPv6")] {
+        // As a kernel without that family: a transaction happens as a whole or not at all.
+        let nft = need::tool("nft").expect("a tool");
+        let script = format!(
+            "rules=$(cat)\ncase $rules in *'table {family} '*)\n\
+             echo '/dev/stdin:3:7-9: Error: Could not process rule: Address family not supported' >&2\n\
+             exit 1;;\nesac\nprintf '%s\\n' \"$rules\" | exec {} \"$@\"",
+            nft.display()
+        );
+        let tools = tools(&site, &[("nft", script)]);
+        let answer = once(&site, &lab, &tools, &["--meter", "nft"]);
+        assert_eq!(answer.code, Some(2), "{}", answer.stderr);
+        let said = format!("the kernel takes no rules of nftables for {version}: /dev/stdin");
+        assert!(answer.stderr.contains(&said), "{}", answer.stderr);
+        assert!(answer.stderr.contains("`traffic doctor`"), "{}", answer.stderr);
+        assert_eq!(lab.rules(), before);
+        let doctor = site.traffic(&lab.host, &["doctor"]).env("TRAFFIC_TOOLS", &tools).output();
+        let doctor = String::from_utf8(doctor.expect("ask the doctor").stdout).expect("text");
+        assert!(doctor.contains(&format!("no rules of nftables for {version}")), "{doctor}");
+    }
+}
+
+#[test]
 fn what_has_our_name_and_is_not_ours_is_named_and_left_alone() {
     needs!();
     let (site, lab) = (Site::new(), Lab::new());
-    lab.sh("nft add table inet traffic; nft add chain inet traffic mine; iptables-nft -N TRAFFIC_OUT; iptables-nft -A TRAFFIC_OUT -j ACCEPT");
+    lab.sh("nft add table ip6 traffic; nft add chain ip6 traffic mine; iptables-nft -N TRAFFIC_OUT; iptables-nft -A TRAFFIC_OUT -j ACCEPT");
     let before = lab.rules();
     for (meter, what) in
-        [("nft", "the nft table inet traffic"), ("iptables", "the chain TRAFFIC_OUT")]
+        [("nft", "the nft table ip6 traffic"), ("iptables", "the chain TRAFFIC_OUT")]
     {
         for verb in [
             &["run", "--no-proxy", "--count", "1", "--ports", "443", "--meter", meter][..],

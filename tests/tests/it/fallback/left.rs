@@ -118,7 +118,7 @@ fn rules_of_an_earlier_boot_are_nobodys() {
         let another = format!("sed s/{boot}/00000000000000aa/");
         match meter {
             "nft" => lab.sh(&format!(
-                "t='table inet traffic'; {{ echo delete $t; nft list $t; }} | {another} | nft -f -"
+                "for f in ip ip6; do t=\"table $f traffic\"; echo delete $t; nft list $t; done | {another} | nft -f -"
             )),
             _ => lab.sh(&format!(
                 "for t in iptables-nft ip6tables-nft; do $t-save -c | {another} | $t-restore -c; done"
@@ -131,7 +131,7 @@ fn rules_of_an_earlier_boot_are_nobodys() {
         assert_ne!(document.text("epoch"), first.text("epoch"), "{meter}, {next}");
         assert_eq!(document.group("5000"), Traffic::default(), "{meter}, {next}");
         daemon.stop();
-        let gone = |rules: &str| !rules.contains("TRAFFIC") && !rules.contains("inet traffic");
+        let gone = |rules: &str| !rules.contains("TRAFFIC") && !rules.contains("traffic {");
         assert!(gone(&lab.rules()), "{meter}, {next}: {}\n{before}", lab.rules());
         leaks::nothing(&lab.host, &site.pins);
     }

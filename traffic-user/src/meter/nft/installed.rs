@@ -1,13 +1,13 @@
 //! Rules that count without a daemon: read, and taken off.
 
-use std::{collections::HashSet, fmt::Write as _, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use super::{
     about::{About, Entry},
-    apply, counts,
-    kernel::{Kernel, TABLE},
-    not_foreign, now,
-    parse::Found,
+    apply,
+    kernel::Kernel,
+    names, not_foreign, now,
+    parse::{Family, Tables},
     ruleset, size_of, snapshot, tool,
 };
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
 /// Rules of ours that are in place, whoever set them, opened for reading.
 pub struct Installed {
     persist: bool,
+    families: &'static [Family],
 }
 
 impl Installed {
@@ -28,11 +29,27 @@ impl Installed {
     ///
     /// # Errors
     ///
-    /// [`MeterError::ForeignRules`] when the table of our name is not ours, [`MeterError::Denied`]
+    /// [`MeterError::ForeignRules`] when a table of our name is not ours, [`MeterError::Denied`]
     /// without CAP_NET_ADMIN.
     pub fn open() -> Result<Option<Self>, MeterError> {
-        let found = look(&mut Kernel::open()?)?.filter(|(_, about)| about.is_of_this_boot());
-        Ok(found.map(|(_, about)| Self { persist: about.persist }))
+        let found = look(&mut Kernel::open()?, &Family::OURS)?;
+        let found = found.filter(|(_, about)| about.is_of_this_boot());
+        Ok(found.map(|(_, about)| Self { persist: about.persist, families: &Family::OURS }))
+    }
+
+    /// Rules that an earlier build set in another form, which the next run takes off. `None` also where they
+    /// were loaded from a listing: they have the numbers of another time.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_former() -> Result<Option<Self>, MeterError> {
+        let found = look(&mut Kernel::open()?, &Family::FORMER)?;
+        let found = found.filter(|(tables, about)| {
+            let loaded = tables.iter().any(|(family, table)| ruleset::is_loaded(*family, table));
+            about.is_of_this_boot() && !loaded
+        });
+        Ok(found.map(|(_, about)| Self { persist: about.persist, families: &Family::FORMER }))
     }
 
     /// Whether they were left to go on without a process. Without one that runs, the others are what a
@@ -42,7 +59,7 @@ impl Installed {
     }
 
     /// Reads all counters. Resets and repairs nothing: where something is missing, the snapshot has a
-    /// gap.
+    /// gap. In rules of an earlier build nobody looks for that.
     ///
     /// # Errors
     ///
@@ -50,23 +67,34 @@ impl Installed {
     /// [`open`](Self::open).
     pub fn read(&self) -> Result<Snapshot, MeterError> {
         let begin = now();
-        let (found, about) = look(&mut Kernel::open()?)?.ok_or(MeterError::OtherRules {
-            what: format!("the nft table inet {TABLE}"),
-            reason: "are gone".into(),
+        let (tables, about) = look(&mut Kernel::open()?, self.families)?.ok_or_else(|| {
+            MeterError::OtherRules { what: names(self.families), reason: "are gone".into() }
         })?;
-        let lost = ruleset::lost(&ruleset::wanted(&about, size_of(&found)), Some(&found));
+        let (counts, lost) = if self.families == Family::FORMER {
+            (ruleset::counts(&tables), false)
+        } else {
+            let wanted = ruleset::wanted(&about, size_of(&tables));
+            let (lost, counts) = ruleset::compare(&wanted, about.epoch, &tables);
+            (counts, !lost.is_empty())
+        };
         let window = Window { begin, end: now() };
-        Ok(snapshot(&about, &counts(&found), window, about.gap || !lost.is_empty()))
+        Ok(snapshot(&about, &counts, window, about.gap || lost))
     }
 }
 
-/// Our table, when it is there and says whose counters are whose.
-fn look(kernel: &mut Kernel) -> Result<Option<(Found, About)>, MeterError> {
-    let Some(found) = kernel.table()? else {
-        return Ok(None);
-    };
-    not_foreign(&found)?;
-    Ok(ruleset::about(&found).map(|about| (found, about)))
+/// Our tables of these families, when they are there and say whose counters are whose.
+fn look(kernel: &mut Kernel, families: &[Family]) -> Result<Option<(Tables, About)>, MeterError> {
+    let tables = of_our_name(kernel, families)?;
+    not_foreign(&tables)?;
+    Ok(ruleset::about(&tables).map(|about| (tables, about)))
+}
+
+/// Tables of our name. One of the form that earlier builds had is somebody's whom we do not meet any more,
+/// unless it carries our comment.
+pub(super) fn of_our_name(kernel: &mut Kernel, families: &[Family]) -> Result<Tables, MeterError> {
+    let mut tables = kernel.tables(families)?.tables;
+    tables.retain(|family, table| !Family::FORMER.contains(family) || ruleset::is_marked(table));
+    Ok(tables)
 }
 
 /// Whether `iptables-nft` has a chain of this name for this version of IP; no where that cannot be told.
@@ -78,19 +106,37 @@ pub(in crate::meter) fn has_filter_chain(ipv6: bool, name: &str) -> bool {
 /// left to go on.
 pub(in crate::meter) fn clean_left(persist: bool) -> Result<(), MeterError> {
     let mut kernel = Kernel::open()?;
-    match look(&mut kernel)? {
-        Some((_, about)) if persist || !about.goes_on() => remove(&tool()?, &mut kernel),
+    match look(&mut kernel, &Family::OURS)? {
+        Some((tables, about)) if persist || !about.goes_on() => take_off(&tool()?, &tables),
         Some(_) | None => Ok(()),
     }
 }
 
-/// Takes our table off; nothing where there is none.
-pub(super) fn remove(tool: &Path, kernel: &mut Kernel) -> Result<(), MeterError> {
-    let Some(found) = kernel.table()? else {
+/// The same for rules of an earlier build, also where they do not say whose they are any more.
+pub(in crate::meter) fn clean_former(persist: bool) -> Result<(), MeterError> {
+    let tables = of_our_name(&mut Kernel::open()?, &Family::FORMER)?;
+    let goes_on = ruleset::about(&tables).is_some_and(|about| about.goes_on());
+    if tables.is_empty() || goes_on && !persist {
         return Ok(());
-    };
-    not_foreign(&found)?;
-    apply(tool, "remove the nft rules", &format!("delete table inet {TABLE}\n"))
+    }
+    take_off(&tool()?, &tables)?;
+    tracing::warn!("{} of an earlier version is taken off", names(tables.keys()));
+    Ok(())
+}
+
+/// Takes our tables off; nothing where there are none.
+pub(super) fn remove(tool: &Path, kernel: &mut Kernel) -> Result<(), MeterError> {
+    take_off(tool, &kernel.tables(&Family::OURS)?.tables)
+}
+
+/// Takes these tables off, but for those that are not ours, or not ours alone: they are the error then.
+fn take_off(tool: &Path, tables: &Tables) -> Result<(), MeterError> {
+    let ours = tables.iter().filter(|(family, table)| ruleset::foreign(**family, table).is_none());
+    let script = ruleset::removal(ours.map(|(family, _)| family));
+    if !script.is_empty() {
+        apply(tool, "remove the nft rules", &script)?;
+    }
+    not_foreign(tables)
 }
 
 /// Takes off all of ours in this network namespace and nothing else. Gives a line for each thing; with
@@ -98,22 +144,32 @@ pub(super) fn remove(tool: &Path, kernel: &mut Kernel) -> Result<(), MeterError>
 ///
 /// # Errors
 ///
-/// [`MeterError::ForeignRules`] when the table of our name is not ours, or somebody put something into
-/// it; nothing is removed then.
+/// [`MeterError::ForeignRules`] when a table of our name is not ours, or somebody put something into it:
+/// that one stays.
 pub fn clean(dry_run: bool) -> Result<Vec<String>, MeterError> {
-    let mut kernel = Kernel::open()?;
-    let Some(found) = kernel.table()? else {
-        return Ok(Vec::new());
-    };
-    not_foreign(&found)?;
-    if !dry_run {
-        remove(&tool()?, &mut kernel)?;
+    let mut said = Vec::new();
+    let forms: [(&[Family], &str); 2] =
+        [(&Family::OURS, ""), (&Family::FORMER, " of an earlier version")];
+    for (families, version) in forms {
+        let tables = of_our_name(&mut Kernel::open()?, families)?;
+        if tables.is_empty() {
+            continue;
+        }
+        if dry_run {
+            not_foreign(&tables)?;
+        } else {
+            take_off(&tool()?, &tables)?;
+        }
+        let groups = match ruleset::about(&tables) {
+            Some(about) => format!("{} groups", about.entries.len()),
+            None => "groups that are not known any more".to_owned(),
+        };
+        let counters: usize = tables.values().map(|table| table.counters.len()).sum();
+        let what = names(tables.keys());
+        let what = what.strip_prefix("the ").unwrap_or(&what);
+        said.push(format!("{what}{version} ({groups}, {counters} counters)"));
     }
-    let groups = match ruleset::about(&found) {
-        Some(about) => format!("{} groups", about.entries.len()),
-        None => "groups that are not known any more".to_owned(),
-    };
-    Ok(vec![format!("nft table inet {TABLE} ({groups}, {} counters)", found.counters.len())])
+    Ok(said)
 }
 
 /// Takes one port off our rules. A group of nothing else goes with its numbers; one of several ports
@@ -123,8 +179,7 @@ pub fn clean(dry_run: bool) -> Result<Vec<String>, MeterError> {
 ///
 /// As [`clean`].
 pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
-    let mut kernel = Kernel::open()?;
-    let Some((found, about)) = look(&mut kernel)? else {
+    let Some((tables, about)) = look(&mut Kernel::open()?, &Family::OURS)? else {
         return Ok(Vec::new());
     };
     let mut said = Vec::new();
@@ -151,11 +206,8 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
         return Ok(said);
     }
     let rest = About { entries, ..about };
-    let (mut script, _) = ruleset::change(&about, &rest, size_of(&found));
-    let stay: HashSet<String> = ruleset::counters(&rest).collect();
-    for name in ruleset::counters(&about).filter(|name| !stay.contains(name)) {
-        let _ = writeln!(script, "delete counter inet {TABLE} {name}");
-    }
+    let (mut script, _) = ruleset::change(&about, &rest, size_of(&tables));
+    script.push_str(&ruleset::forget(&about, &rest));
     apply(&tool()?, "remove nft rules", &script)?;
     Ok(said)
 }

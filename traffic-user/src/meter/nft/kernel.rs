@@ -20,15 +20,14 @@ use nix::{
     },
 };
 
-use super::parse::{self, Count, Found};
+use super::parse::{self, Count, Family, Found, Table};
 use crate::meter::error::{MeterError, cause};
 
-/// Name of our table, of the family `inet`.
+/// Name of our tables.
 pub(super) const TABLE: &str = "traffic";
 
-const NFPROTO_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
+/// Of all families.
+const NFPROTO_UNSPEC: u8 = 0;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 
 const NFT_MSG_GETTABLE: u16 = 1;
@@ -110,36 +109,39 @@ impl Kernel {
     /// A number that changes with every change of any rule in this network namespace.
     pub(super) fn generation(&mut self) -> Result<u32, MeterError> {
         let mut generation = None;
-        self.ask(NFT_MSG_GETGEN, NLM_F_ACK, &[], |body| generation = parse::generation(body))
-            .map_err(|no| failed("ask for the generation of the nft rules", no))?;
+        self.ask(NFPROTO_UNSPEC, NFT_MSG_GETGEN, NLM_F_ACK, &[], |_, body| {
+            generation = parse::generation(body);
+        })
+        .map_err(|no| failed("ask for the generation of the nft rules", no))?;
         Ok(generation.unwrap_or(0))
     }
 
     /// Whether the table `filter` of this version of IP, where `iptables-nft` has its rules, has a chain of
     /// this name.
     pub(super) fn has_filter_chain(&mut self, ipv6: bool, name: &str) -> Result<bool, MeterError> {
-        let family = if ipv6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
+        let family = if ipv6 { Family::Ip6 } else { Family::Ip }.number();
         let name = format!("{name}\0");
         let which = [(OF_TABLE, &b"filter\0"[..]), (NFTA_CHAIN_NAME, name.as_bytes())];
         let mut found = false;
-        match self.ask_of(family, NFT_MSG_GETCHAIN, NLM_F_ACK, &which, |_| found = true) {
+        match self.ask(family, NFT_MSG_GETCHAIN, NLM_F_ACK, &which, |_, _| found = true) {
             Ok(()) => Ok(found),
             Err(No::Errno(Errno::ENOENT)) => Ok(false),
             Err(no) => Err(failed("look for a chain", no)),
         }
     }
 
-    /// All counters of our table; none when it is not there.
+    /// All counters of our tables, in one list; none of a table that is not there.
     pub(super) fn counters(
         &mut self,
-        each: &mut impl FnMut(&str, Count),
+        each: &mut impl FnMut(Family, &str, Count),
     ) -> Result<(), MeterError> {
-        // An object is not in the list of changes of a dump for ever: a few tries are enough.
         let of_kind = parse::COUNTER.to_be_bytes();
         let only = [(OF_TABLE, TABLE_Z), (NFTA_OBJ_TYPE, &of_kind[..])];
-        let read = self.dump(NFT_MSG_GETOBJ, &only, &mut |body| {
-            if let Some((name, count)) = parse::counter(body, TABLE) {
-                each(name, count);
+        let read = self.dump(NFPROTO_UNSPEC, NFT_MSG_GETOBJ, &only, &mut |family, body| {
+            // Other families may have a table of this name, which is none of ours.
+            let ours = Family::OURS.into_iter().find(|ours| ours.number() == family);
+            if let (Some(family), Some((name, count))) = (ours, parse::counter(body, TABLE)) {
+                each(family, name, count);
             }
         });
         match read {
@@ -148,59 +150,69 @@ impl Kernel {
         }
     }
 
-    /// All that is in our table; `None` when there is no such table.
-    pub(super) fn table(&mut self) -> Result<Option<Found>, MeterError> {
+    /// All that is in the tables of our name of these families, at one time.
+    pub(super) fn tables(&mut self, families: &[Family]) -> Result<Found, MeterError> {
         for _ in 0..TRIES {
-            let before = self.generation()?;
-            let found = match self.table_once() {
-                Ok(found) => found,
+            let generation = self.generation()?;
+            let mut found = Found { generation, ..Found::default() };
+            match families.iter().try_for_each(|family| self.add_table(*family, &mut found)) {
+                Ok(()) => {}
                 Err(No::Changed | No::Errno(Errno::ENOENT)) => continue,
-                Err(no) => return Err(failed("list the nft table inet traffic", no)),
-            };
-            if self.generation()? == before {
-                return Ok(found.map(|found| Found { generation: before, ..found }));
+                Err(no) => return Err(failed("list the nft tables of our name", no)),
+            }
+            if self.generation()? == generation {
+                return Ok(found);
             }
         }
-        Err(failed("list the nft table inet traffic", No::Changed))
+        Err(failed("list the nft tables of our name", No::Changed))
     }
 
-    fn table_once(&mut self) -> Result<Option<Found>, No> {
-        let mut found = Found::default();
+    fn add_table(&mut self, family: Family, found: &mut Found) -> Result<(), No> {
+        let mut table = Table::default();
         let only = [(OF_TABLE, TABLE_Z)];
-        match self.ask(NFT_MSG_GETTABLE, NLM_F_ACK, &only, |body| found.add_table(body)) {
-            Err(No::Errno(Errno::ENOENT)) => return Ok(None),
+        let number = family.number();
+        match self.ask(number, NFT_MSG_GETTABLE, NLM_F_ACK, &only, |_, body| table.add_table(body))
+        {
+            // Kernels that lack a family say either; whether they do is found out by setting one.
+            Err(No::Errno(Errno::ENOENT | Errno::EAFNOSUPPORT)) => return Ok(()),
             other => other?,
         }
-        self.dump(NFT_MSG_GETCHAIN, &only, &mut |body| found.add_chain(body, TABLE))?;
-        self.dump(NFT_MSG_GETRULE, &only, &mut |body| found.add_rule(body, TABLE))?;
-        self.dump(NFT_MSG_GETSET, &only, &mut |body| found.add_map(body, TABLE))?;
-        self.dump(NFT_MSG_GETOBJ, &only, &mut |body| found.add_object(body, TABLE))?;
-        self.dump(NFT_MSG_GETFLOWTABLE, &only, &mut |body| found.add_flowtable(body, TABLE))?;
-        for map in &mut found.maps {
+        let mut list = |kind, add: fn(&mut Table, &[u8], &str)| {
+            self.dump(number, kind, &only, &mut |_, body| add(&mut table, body, TABLE))
+        };
+        list(NFT_MSG_GETCHAIN, Table::add_chain)?;
+        list(NFT_MSG_GETRULE, Table::add_rule)?;
+        list(NFT_MSG_GETSET, Table::add_map)?;
+        list(NFT_MSG_GETOBJ, Table::add_object)?;
+        list(NFT_MSG_GETFLOWTABLE, Table::add_flowtable)?;
+        for map in &mut table.maps {
             let mut name = map.name.clone().into_bytes();
             name.push(0);
             let only = [(OF_TABLE, TABLE_Z), (NFTA_SET_ELEM_LIST_SET, &name[..])];
             map.elements.clear();
-            self.dump(NFT_MSG_GETSETELEM, &only, &mut |body| map.add_elements(body))?;
+            self.dump(number, NFT_MSG_GETSETELEM, &only, &mut |_, body| map.add_elements(body))?;
         }
-        Ok(Some(found))
+        found.tables.insert(family, table);
+        Ok(())
     }
 
-    /// A list of things. `each` may see one twice when the list changes meanwhile.
+    /// A list of things, each with the number of its family.
     fn dump(
         &mut self,
+        family: u8,
         kind: u16,
         only: &[(u16, &[u8])],
-        each: &mut impl FnMut(&[u8]),
+        each: &mut impl FnMut(u8, &[u8]),
     ) -> Result<(), No> {
         for _ in 0..TRIES {
             // A part of a list that has changed is not passed on, or things would be there twice.
             let mut bodies = Vec::new();
-            match self.ask(kind, NLM_F_DUMP, only, |body| bodies.push(body.to_vec())) {
+            let keep = |family, body: &[u8]| bodies.push((family, body.to_vec()));
+            match self.ask(family, kind, NLM_F_DUMP, only, keep) {
                 Err(No::Changed) => {}
                 Err(no) => return Err(no),
                 Ok(()) => {
-                    bodies.iter().for_each(|body| each(body));
+                    bodies.iter().for_each(|(family, body)| each(*family, body));
                     return Ok(());
                 }
             }
@@ -208,24 +220,14 @@ impl Kernel {
         Err(No::Changed)
     }
 
-    /// About what is in the family of our table.
+    /// One question, and each message of the answer with the number of its family.
     fn ask(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        attributes: &[(u16, &[u8])],
-        each: impl FnMut(&[u8]),
-    ) -> Result<(), No> {
-        self.ask_of(NFPROTO_INET, kind, flags, attributes, each)
-    }
-
-    fn ask_of(
         &mut self,
         family: u8,
         kind: u16,
         flags: u16,
         attributes: &[(u16, &[u8])],
-        mut each: impl FnMut(&[u8]),
+        mut each: impl FnMut(u8, &[u8]),
     ) -> Result<(), No> {
         self.sequence = self.sequence.wrapping_add(1);
         let message = request(family, kind, flags, self.sequence, attributes);
@@ -260,7 +262,10 @@ impl Kernel {
                             code => Err(Errno::from_raw(-code).into()),
                         };
                     }
-                    _ => each(payload.get(GENERIC_HEADER..).unwrap_or_default()),
+                    _ => {
+                        let family = payload.first().copied().unwrap_or(NFPROTO_UNSPEC);
+                        each(family, payload.get(GENERIC_HEADER..).unwrap_or_default());
+                    }
                 }
             }
         }
@@ -326,10 +331,11 @@ mod tests {
     #[test]
     fn a_question_has_its_length_and_its_attributes_are_aligned() {
         let attributes = [(OF_TABLE, &b"abcd\0"[..])];
-        let message = request(NFPROTO_INET, NFT_MSG_GETTABLE, NLM_F_ACK, 7, &attributes);
+        let family = Family::Ip6.number();
+        let message = request(family, NFT_MSG_GETTABLE, NLM_F_ACK, 7, &attributes);
         assert_eq!(message.len(), 16 + 4 + 12);
         let buffer = NetlinkBuffer::new_checked(&message[..]).unwrap();
         assert_eq!((buffer.length(), buffer.message_type(), buffer.flags()), (32, 0x0a01, 5));
-        assert_eq!(message[20..24], [9, 0, 1, 0]);
+        assert_eq!(message[16..24], [10, 0, 0, 0, 9, 0, 1, 0]);
     }
 }

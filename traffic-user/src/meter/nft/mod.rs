@@ -1,7 +1,7 @@
 //! The fallback's first meter: rules of nftables that only count.
 //!
-//! One table of ours, `inet traffic`, holds a counter for each group, lane and direction; see
-//! [`ruleset`]. It is changed by one `nft -f`, which happens as a whole or not at all, and read over
+//! Two tables of ours, `ip traffic` and `ip6 traffic`, hold a counter for each group, lane and direction;
+//! see [`ruleset`]. They are changed by one `nft -f`, which happens as a whole or not at all, and read over
 //! netlink. Rules of others are neither read nor touched.
 
 mod about;
@@ -13,7 +13,7 @@ mod trial;
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -21,8 +21,8 @@ use std::{
 use self::{
     about::About,
     kernel::{Kernel, TABLE},
-    parse::{Count, Found},
-    ruleset::{Place, owner},
+    parse::{Count, Family, Found, Tables},
+    ruleset::Place,
 };
 use super::{error::MeterError, host};
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
 };
 
 pub use installed::{Installed, clean, clean_port};
-pub(super) use installed::{clean_left, has_filter_chain};
+pub(super) use installed::{clean_former, clean_left, has_filter_chain};
 pub use trial::try_here;
 
 /// As the outputs write it.
@@ -56,9 +56,9 @@ pub struct NftMeter {
     /// What the last reading said.
     last: Counts,
     lost: Vec<String>,
-    /// Whether this start made the table.
+    /// Whether this start made the tables.
     made: bool,
-    /// Whether the table goes with this value.
+    /// Whether the tables go with this value.
     temporary: bool,
 }
 
@@ -75,9 +75,9 @@ impl NftMeter {
     /// # Errors
     ///
     /// [`MeterError::NoTool`] without nft, [`MeterError::Denied`] without CAP_NET_ADMIN,
-    /// [`MeterError::Unsupported`] without nf_tables, [`MeterError::ForeignRules`] when a table of our
-    /// name is not ours, [`MeterError::OtherRules`] when ours count for a run with `persist` and this
-    /// is none. Nothing is changed then.
+    /// [`MeterError::Unsupported`] without nf_tables for both versions of IP,
+    /// [`MeterError::ForeignRules`] when a table of our name is not ours, [`MeterError::OtherRules`] when
+    /// ours count for a run with `persist` and this is none. Nothing is changed then.
     pub fn start(
         groups: &Groups,
         persist: bool,
@@ -85,26 +85,32 @@ impl NftMeter {
     ) -> Result<Self, MeterError> {
         let tool = tool()?;
         let mut kernel = Kernel::open()?;
-        let found = kernel.table()?;
-        let mut lost = Vec::new();
-        if let Some(found) = &found {
-            not_foreign(found)?;
-            match ruleset::about(found) {
-                Some(about) if about.goes_on() && !persist => {
-                    return Err(MeterError::OtherRules {
-                        what: format!("the nft table inet {TABLE}"),
-                        reason: "go on counting; run with --persist to take them over".into(),
-                    });
-                }
-                Some(about) if about.goes_on() => {
-                    let mut meter = Self::adopt(tool, kernel, about, found, booked)?;
-                    meter.watch(groups)?;
-                    return Ok(meter);
-                }
-                // What a killed run left.
-                Some(_) => tracing::info!("nft rules that an earlier run left behind are replaced"),
-                None => lost.push("the notes in the chain about".into()),
+        let found = kernel.tables(&Family::OURS)?;
+        not_foreign(&found.tables)?;
+        let former = installed::of_our_name(&mut kernel, &Family::FORMER)?;
+        not_foreign(&former)?;
+        let about = ruleset::about(&found.tables);
+        for (tables, about) in
+            [(&found.tables, about.as_ref()), (&former, ruleset::about(&former).as_ref())]
+        {
+            if !persist && about.is_some_and(About::goes_on) {
+                return Err(MeterError::OtherRules {
+                    what: names(tables.keys()),
+                    reason: "go on counting; run with --persist to take them over".into(),
+                });
             }
+        }
+        let mut lost = Vec::new();
+        match about {
+            Some(about) if about.goes_on() => {
+                let mut meter = Self::adopt(tool, kernel, about, &found, booked)?;
+                meter.watch(groups)?;
+                return Ok(meter);
+            }
+            // What a killed run left.
+            Some(_) => tracing::info!("nft rules that an earlier run left behind are replaced"),
+            None if found.tables.is_empty() => {}
+            None => lost.push("the notes in the chain about".into()),
         }
         let gap = !lost.is_empty();
         let (epoch, since, boot) = (host::random(), seconds(), host::boot_id());
@@ -112,7 +118,7 @@ impl NftMeter {
         let about = about.watching(groups);
         let size = ruleset::size_for(&about);
         let script = ruleset::script(&about, size, &HashMap::new());
-        apply(&tool, "set the nft rules", &script)?;
+        set(&tool, "set the nft rules", &script)?;
         Ok(Self {
             tool,
             kernel,
@@ -134,12 +140,14 @@ impl NftMeter {
         found: &Found,
         booked: Option<&Snapshot>,
     ) -> Result<Self, MeterError> {
-        let size = size_of(found);
-        let lost = ruleset::lost(&ruleset::wanted(&about, size), Some(found));
-        let there = counts(found);
-        let (lost, left) = left_of(found, lost);
+        let size = size_of(&found.tables);
+        let wanted = ruleset::wanted(&about, size);
+        let (lost, left) = ruleset::compare(&wanted, about.epoch, &found.tables);
         let booked = booked.filter(|last| last.meter == NAME && last.epoch.0 == about.epoch);
-        let last = booked.map_or_else(|| there.clone(), |last| ruleset::counts_in(last, &about));
+        let last = match booked {
+            Some(last) => ruleset::counts_in(last, &about),
+            None => ruleset::counts(&found.tables),
+        };
         let mut meter = Self {
             tool,
             kernel,
@@ -161,7 +169,7 @@ impl NftMeter {
     ///
     /// # Errors
     ///
-    /// [`MeterError::Tool`], and [`MeterError::ForeignRules`] when somebody put something into our table;
+    /// [`MeterError::Tool`], and [`MeterError::ForeignRules`] when somebody put something into our tables;
     /// the rules are as they were then.
     pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
         let to = self.about.watching(groups);
@@ -170,9 +178,7 @@ impl NftMeter {
         }
         self.check()?;
         // A chain that is written anew would lose what somebody put into it.
-        if let Some(found) = self.kernel.table()? {
-            not_foreign(&found)?;
-        }
+        not_foreign(&self.kernel.tables(&Family::OURS)?.tables)?;
         // A repair begins an epoch with other entries.
         let to = self.about.watching(groups);
         let (script, size) = ruleset::change(&self.about, &to, self.size);
@@ -229,26 +235,20 @@ impl NftMeter {
         if self.whole == Some(generation) {
             return Ok(None);
         }
-        let found = self.kernel.table()?;
+        let found = self.kernel.tables(&Family::OURS)?;
         let wanted = ruleset::wanted(&self.about, self.size);
-        let lost = ruleset::lost(&wanted, found.as_ref());
+        let (lost, left) = ruleset::compare(&wanted, self.about.epoch, &found.tables);
         if lost.is_empty() {
-            self.whole = found.as_ref().map(|found| found.generation);
-            return Ok(found.as_ref().map(counts));
+            self.whole = Some(found.generation);
+            return Ok(Some(left));
         }
-        if let Some(found) = &found {
-            not_foreign(found)?;
-        }
-        let (lost, left) = match &found {
-            Some(found) => left_of(found, lost),
-            None => (lost, Counts::new()),
-        };
+        not_foreign(&found.tables)?;
         self.put_back(lost, &left)?;
         Ok(None)
     }
 
-    /// Puts the whole table back and begins another epoch. What the counters that are left have
-    /// counted since the last reading is where the new ones begin, so that it is not lost.
+    /// Puts both tables back and begins another epoch. What the counters that are left have counted since
+    /// the last reading is where the new ones begin, so that it is not lost.
     fn put_back(&mut self, lost: Vec<String>, left: &Counts) -> Result<(), MeterError> {
         let mut about =
             About { epoch: host::random(), since: seconds(), gap: true, ..self.about.clone() };
@@ -303,54 +303,76 @@ fn tool() -> Result<PathBuf, MeterError> {
     run::find(&["nft"]).ok_or(MeterError::NoTool { meter: NAME, tools: "nft" })
 }
 
-fn not_foreign(found: &Found) -> Result<(), MeterError> {
-    let what = || format!("the nft table inet {TABLE}");
-    match ruleset::foreign(found) {
-        Some(reason) => Err(MeterError::ForeignRules { what: what(), reason }),
-        None => Ok(()),
+/// As nft writes them.
+fn names<'a>(families: impl IntoIterator<Item = &'a Family>) -> String {
+    let names: Vec<_> =
+        families.into_iter().map(|family| format!("{} {TABLE}", family.name())).collect();
+    match names.as_slice() {
+        [one] => format!("the nft table {one}"),
+        several => format!("the nft tables {}", several.join(" and ")),
     }
 }
 
+fn not_foreign(tables: &Tables) -> Result<(), MeterError> {
+    for (family, table) in tables {
+        if let Some(reason) = ruleset::foreign(*family, table) {
+            return Err(MeterError::ForeignRules { what: names([family]), reason });
+        }
+    }
+    Ok(())
+}
+
+/// Sets both tables. Kernels may have nf_tables without one version of IP, and what nft says then does not
+/// tell which.
+fn set(tool: &Path, doing: &'static str, script: &str) -> Result<(), MeterError> {
+    let Err(error) = apply(tool, doing, script) else {
+        return Ok(());
+    };
+    let refused = Family::OURS.map(|family| {
+        let probed = run::run(tool, &["-c", "-f", "-"], &ruleset::probe(family), DEADLINE);
+        probed.ok().filter(|said| !said.done()).map(|said| first_line(&said.stderr))
+    });
+    let (version, said) = match refused {
+        [Some(said), None] => ("IPv4", said),
+        [None, Some(said)] => ("IPv6", said),
+        _ => return Err(error),
+    };
+    Err(MeterError::Unsupported {
+        feature: "counting with nftables",
+        reason: format!("the kernel takes no rules of nftables for {version}: {said}"),
+    })
+}
+
 /// Changes rules, all at once.
-fn apply(tool: &std::path::Path, doing: &'static str, script: &str) -> Result<(), MeterError> {
+fn apply(tool: &Path, doing: &'static str, script: &str) -> Result<(), MeterError> {
     let said = run::run(tool, &["-f", "-"], script, DEADLINE);
     let said = match said {
         Ok(said) if said.done() => return Ok(()),
         Ok(said) => said.stderr,
         Err(error) => error.to_string(),
     };
-    // The first line says it; the others repeat the rules.
+    Err(MeterError::Tool { doing, tool: tool.display().to_string(), said: first_line(&said) })
+}
+
+/// What nft says first, safe to print. The other lines repeat the rules.
+fn first_line(said: &str) -> String {
     let first = said.lines().next().unwrap_or("nothing");
-    let said = first.chars().take(200).collect::<String>().escape_debug().to_string();
-    Err(MeterError::Tool { doing, tool: tool.display().to_string(), said })
+    first.chars().take(200).collect::<String>().escape_debug().to_string()
 }
 
 fn read(kernel: &mut Kernel) -> Result<Counts, MeterError> {
     let mut counts = Counts::new();
-    kernel.counters(&mut |name, count| {
-        if let Some(key) = owner(name) {
+    kernel.counters(&mut |family, name, count| {
+        if let Some(key) = ruleset::owned(family, name) {
             counts.insert(key, count);
         }
     })?;
     Ok(counts)
 }
 
-fn counts(found: &Found) -> Counts {
-    found.counters.iter().filter_map(|(name, count)| Some((owner(name)?, *count))).collect()
-}
-
-/// What is to be said of a table that is not as it should be, and what its counters have counted for us.
-fn left_of(found: &Found, lost: Vec<String>) -> (Vec<String>, Counts) {
-    if lost.is_empty() || !ruleset::is_loaded(found) {
-        return (lost, counts(found));
-    }
-    // What was counted before the listing was saved is in them and is charged already.
-    let said = "the table inet traffic was loaded from a listing, with the numbers of another time";
-    (vec![said.to_owned()], Counts::new())
-}
-
-fn size_of(found: &Found) -> u32 {
-    found.maps.iter().map(|map| map.size).min().unwrap_or(0)
+fn size_of(tables: &Tables) -> u32 {
+    let maps = tables.values().flat_map(|table| &table.maps);
+    maps.map(|map| map.size).min().unwrap_or(0)
 }
 
 fn snapshot(about: &About, counts: &Counts, window: Window, gap: bool) -> Snapshot {

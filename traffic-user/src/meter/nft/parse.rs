@@ -1,4 +1,4 @@
-//! What the kernel says about our table, read from its messages. No message can do harm: what is not
+//! What the kernel says about our tables, read from its messages. No message can do harm: what is not
 //! understood is left out, and what is missing then counts as lost or foreign.
 
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -17,11 +17,65 @@ pub(super) struct Count {
     pub(super) bytes: u64,
 }
 
-/// A table as it stands in the kernel, or as it should.
+/// Which of the tables of our name: nf_tables keeps those of each family apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Family {
+    /// The lanes of IPv4.
+    Ip,
+    /// The lanes of IPv6.
+    Ip6,
+    /// Both in one table, as builds before 2026-11-30 made it. Read once more and taken off, never set.
+    Inet,
+}
+
+impl Family {
+    /// Those that we set.
+    pub(super) const OURS: [Self; 2] = [Self::Ip, Self::Ip6];
+    /// Those that earlier builds set.
+    pub(super) const FORMER: [Self; 1] = [Self::Inet];
+
+    /// As nft writes it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Inet => "inet",
+        }
+    }
+
+    /// As the kernel counts them (`NFPROTO_*`).
+    pub(super) const fn number(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Ip => 2,
+            Self::Ip6 => 10,
+        }
+    }
+
+    /// Whether packets of this lane come to its tables.
+    pub(super) const fn has(self, lane: Lane) -> bool {
+        match self {
+            Self::Ip => lane.ipv4(),
+            Self::Ip6 => !lane.ipv4(),
+            Self::Inet => true,
+        }
+    }
+}
+
+/// Tables of our name.
+pub(super) type Tables = BTreeMap<Family, Table>;
+
+/// What stands in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// The generation in which all of it stood.
     pub(super) generation: u32,
+    pub(super) tables: Tables,
+}
+
+/// A table as it stands in the kernel, or as it should.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Table {
     /// Comment of the table.
     pub(super) mark: Option<String>,
     /// Whether the table is switched off (`flags dormant`).
@@ -60,26 +114,27 @@ pub(super) struct Rule {
 /// What a map is asked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
-    pub(super) lane: Lane,
+    /// TCP; else it is UDP.
+    pub(super) tcp: bool,
     pub(super) port: u16,
 }
 
 impl Key {
-    /// From three numbers, each in four bytes that begin with it; `None` for protocols and families
-    /// that have no lane.
+    /// From two numbers, each in four bytes that begin with it; `None` for other protocols.
     fn of(bytes: &[u8]) -> Option<Self> {
-        let &[protocol, _, _, _, family, _, _, _, high, low, ..] = bytes else {
+        let &[protocol, _, _, _, high, low, _, _] = bytes else {
             return None;
         };
-        let lane = Lane::ALL.into_iter().find(|lane| {
-            (protocol, family)
-                == (if lane.tcp() { 6 } else { 17 }, if lane.ipv4() { 2 } else { 10 })
-        });
-        Some(Self { lane: lane?, port: u16::from_be_bytes([high, low]) })
+        let tcp = match protocol {
+            6 => true,
+            17 => false,
+            _ => return None,
+        };
+        Some(Self { tcp, port: u16::from_be_bytes([high, low]) })
     }
 }
 
-/// A map from lanes and ports to counters.
+/// A map from transports and ports to counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Map {
     pub(super) name: String,
@@ -90,7 +145,7 @@ pub(super) struct Map {
     pub(super) elements: BTreeMap<Key, String>,
 }
 
-impl Found {
+impl Table {
     pub(super) fn add_table(&mut self, body: &[u8]) {
         const FLAGS: u16 = 2;
         const USERDATA: u16 = 6;

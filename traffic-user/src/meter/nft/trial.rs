@@ -2,7 +2,9 @@
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::{DEADLINE, about::About, apply, kernel::Kernel, ruleset, tool};
+use super::{
+    DEADLINE, about::About, first_line, kernel::Kernel, parse::Family, ruleset, set, tool,
+};
 use crate::{accounting::ident::Groups, meter::error::MeterError, run};
 
 /// Sets rules in a network namespace that exists only for this, and looks at them. Without the right
@@ -35,20 +37,21 @@ fn attempt(apart: bool) -> Result<(), MeterError> {
         let said = run::run(&tool, &["-c", "-f", "-"], &script, DEADLINE);
         return match said {
             Ok(said) if said.done() => Ok(()),
-            Ok(said) => Err(refused(said.stderr.lines().next().unwrap_or("nothing"))),
-            Err(error) => Err(refused(&error.to_string())),
+            Ok(said) => Err(refused(&first_line(&said.stderr))),
+            Err(error) => Err(refused(&first_line(&error.to_string()))),
         };
     }
-    apply(&tool, "set nft rules", &script)?;
-    let lost = ruleset::lost(&ruleset::wanted(&about, size), kernel.table()?.as_ref());
+    set(&tool, "set nft rules", &script)?;
+    let found = kernel.tables(&Family::OURS)?;
+    let wanted = ruleset::wanted(&about, size);
+    let (lost, _) = ruleset::compare(&wanted, about.epoch, &found.tables);
     if lost.is_empty() {
         Ok(())
     } else {
-        Err(refused(&format!("the kernel lacks {}", lost.join(", "))))
+        Err(refused(&first_line(&format!("the kernel lacks {}", lost.join(", ")))))
     }
 }
 
 fn refused(reason: &str) -> MeterError {
-    let reason = reason.chars().take(200).collect::<String>().escape_debug().to_string();
-    MeterError::Unsupported { feature: "counting with nftables", reason }
+    MeterError::Unsupported { feature: "counting with nftables", reason: reason.to_owned() }
 }

@@ -40,7 +40,7 @@ fn a_counter_has_its_name_and_64_bits() {
 
 #[test]
 fn objects_that_are_no_counters_are_others() {
-    let mut found = Found::default();
+    let mut found = Table::default();
     found.add_object(&object(b"traffic\0", b"q\0", 2, &[]), "traffic");
     found.add_object(&object(b"other\0", b"r\0", 2, &[]), "traffic");
     assert_eq!(found.others, ["the object q"]);
@@ -55,21 +55,27 @@ fn a_comment_stands_among_other_notes() {
 }
 
 #[test]
-fn elements_lead_from_a_lane_and_a_port_to_a_counter() {
-    let element = |key: [u8; 12], name: &[u8]| {
-        let key = attribute(1, &attribute(1, &key));
+fn elements_lead_from_a_transport_and_a_port_to_a_counter() {
+    let element = |key: &[u8], name: &[u8]| {
+        let key = attribute(1, &attribute(1, key));
         attribute(1, &[key, attribute(9, name)].concat())
     };
-    let tcp4 = [6, 0, 0, 0, 2, 0, 0, 0, 1, 187, 0, 0];
-    let udp6 = [17, 0, 0, 0, 10, 0, 0, 0, 255, 255, 0, 0];
-    let sctp = [132, 0, 0, 0, 2, 0, 0, 0, 1, 187, 0, 0];
-    let elements = [element(tcp4, b"a\0"), element(udp6, b"b\0"), element(sctp, b"c\0")];
+    let tcp = [6, 0, 0, 0, 1, 187, 0, 0];
+    let udp = [17, 0, 0, 0, 255, 255, 0, 0];
+    let sctp = [132, 0, 0, 0, 1, 187, 0, 0];
+    // A table of an earlier build has the version of IP in the middle.
+    let former = [6, 0, 0, 0, 2, 0, 0, 0, 1, 187, 0, 0];
+    let elements = [
+        element(&tcp, b"a\0"),
+        element(&udp, b"b\0"),
+        element(&sctp, b"c\0"),
+        element(&former, b"d\0"),
+    ];
     let body = attribute(3, &elements.concat());
-    let mut map =
-        Map { name: String::new(), shape: (12, true), size: 0, elements: BTreeMap::new() };
+    let mut map = Map { name: String::new(), shape: (8, true), size: 0, elements: BTreeMap::new() };
     map.add_elements(&body);
-    let key = |lane, port| Key { lane, port };
-    let want = [(key(Lane::Tcp4, 443), "a".into()), (key(Lane::Udp6, 65535), "b".into())];
+    let key = |tcp, port| Key { tcp, port };
+    let want = [(key(true, 443), "a".into()), (key(false, 65535), "b".into())];
     assert_eq!(map.elements, BTreeMap::from(want));
 }
 
@@ -87,7 +93,7 @@ fn a_rule_in_words_says_all_that_decides_what_it_does() {
     ];
     let body =
         [attribute(1, b"traffic\0"), attribute(2, b"input\0"), attribute(4, &expressions.concat())];
-    let mut found = Found::default();
+    let mut found = Table::default();
     found.add_rule(&body.concat(), "traffic");
     let want = "meta 16 1 -; cmp 1 0 06; payload 2 2 2 1; objref 1 @tcp4_in; log";
     assert_eq!(found.rules[0].text, want);
@@ -100,7 +106,7 @@ proptest! {
         let good = object(b"traffic\0", b"g1_tcp4_in\0", COUNTER, &numbers(1, 2));
         let short = good.get(..cut.min(good.len())).unwrap_or_default();
         for body in [&body[..], short] {
-            let mut found = Found::default();
+            let mut found = Table::default();
             found.add_table(body);
             found.add_chain(body, "");
             found.add_rule(body, "");
