@@ -1,6 +1,6 @@
 //! Names of what is counted: ports, port groups, transports, lanes.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// Most bytes that a group's ports, transport and name may take when written as one text.
 ///
@@ -388,8 +388,10 @@ pub fn shown(text: &str) -> String {
 }
 
 /// Groups that can be counted together: no port in two of them, no name twice.
+///
+/// Copies share them: they are wanted in several places at once, and may be thousands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Groups(Vec<Group>);
+pub struct Groups(Arc<[Group]>);
 
 impl Groups {
     /// Checks that the groups do not get in one another's way.
@@ -429,7 +431,7 @@ impl Groups {
                 }
             }
         }
-        Ok(Self(groups))
+        Ok(Self(groups.into()))
     }
 
     /// Reads `443,8443/tcp,20000-50000/udp=hop`.
@@ -452,7 +454,7 @@ impl Groups {
     /// counted already stays where it is.
     #[must_use]
     pub fn extended_by(&self, more: &[Group]) -> Self {
-        let mut groups = self.0.clone();
+        let mut groups = self.0.to_vec();
         for group in more {
             let counted = |transport: fn(Transport) -> bool| {
                 groups.iter().any(|known| {
@@ -470,18 +472,18 @@ impl Groups {
             };
             groups.push(Group { transport, ..group.clone() });
         }
-        Self(groups)
+        Self(groups.into())
     }
 
     /// The key of each group in the outputs: its ports, and its transport as well where another
     /// group has the same ports (`443/tcp` beside `443/udp`).
     pub fn key(&self, group: &Group) -> String {
-        key(group, &self.0)
+        key(group, self.0.iter())
     }
 
     /// Groups of which nobody asks whether they get in one another's way.
     pub fn unchecked(groups: Vec<Group>) -> Self {
-        Self(groups)
+        Self(groups.into())
     }
 
     /// Whether any of these counts a port and transport of `group`.

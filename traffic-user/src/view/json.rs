@@ -56,7 +56,19 @@ struct GroupJson<'a> {
     group: Option<&'a str>,
     transport: &'static str,
     watched: bool,
-    lanes: Ordered<&'static str, TrafficJson>,
+    lanes: LanesJson<'a>,
+}
+
+/// Made while it is written: there are thousands.
+struct LanesJson<'a>(&'a Lanes);
+
+impl Serialize for LanesJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let lanes = self.0.each();
+        serializer.collect_map(
+            lanes.into_iter().map(|(name, traffic)| (name, TrafficJson::from(traffic))),
+        )
+    }
 }
 
 #[derive(Serialize)]
@@ -107,7 +119,7 @@ pub fn dump(
                 group: reading.group.name(),
                 transport: reading.group.transport().name(),
                 watched: reading.watched,
-                lanes: lanes(&reading.lanes),
+                lanes: LanesJson(&reading.lanes),
             };
             (key, group)
         })
@@ -140,10 +152,6 @@ pub fn dump(
     };
     serde_json::to_writer(&mut writer, &document)?;
     writer.write_all(b"\n")
-}
-
-fn lanes(lanes: &Lanes) -> Ordered<&'static str, TrafficJson> {
-    Ordered(lanes.each().into_iter().map(|(name, traffic)| (name, traffic.into())).collect())
 }
 
 fn skipped(skipped: &Skipped) -> Ordered<&'static str, TrafficJson> {
