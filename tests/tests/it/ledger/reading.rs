@@ -219,7 +219,10 @@ fn the_state_folder_is_for_its_group_and_no_secret_of_a_proxy_is_in_it() {
     let mut count = 0;
     let mut becomes = |text: &str, kind: &str| {
         count += 1;
-        fs::write(&config, text).expect("write the proxy's config");
+        // Aside and then in its place: one that is only half written may be read as broken, too.
+        let aside = folder.0.join("aside");
+        fs::write(&aside, text).expect("write the proxy's config");
+        fs::rename(&aside, &config).expect("put it in its place");
         wait::until(kind, || {
             let told = events_of(&site, &["config-broken", "config-changed"]);
             (told.len() >= count && told[count - 1].0 == kind).then_some(())
