@@ -1,5 +1,7 @@
 //! What all verbs that read the ledger share: which ledger, from when to when, and whose numbers.
 
+use std::sync::Once;
+
 use anyhow::{Context as _, Result, bail};
 use jiff::tz::TimeZone;
 
@@ -32,10 +34,10 @@ pub(super) struct When {
     #[arg(long, value_name = "DATE")]
     to: Option<String>,
     /// So much until now, the present one included: 30d, 12h, 4w, 6mo, 1y or 90min
-    #[arg(long, value_name = "TIME", conflicts_with_all = ["from", "to"])]
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["from", "to"], allow_hyphen_values = true)]
     last: Option<Last>,
     /// Where days begin: a name such as Europe/Berlin, or an offset. Without it: the configured zone
-    #[arg(long, value_name = "ZONE", value_parser = zone)]
+    #[arg(long, value_name = "ZONE", value_parser = zone, allow_hyphen_values = true)]
     time_zone: Option<TimeZone>,
     /// Day on which a billing month begins, 1 to 31. Without it: the configured one
     #[arg(long, value_name = "DAY")]
@@ -83,8 +85,19 @@ pub(super) struct Books {
 
 /// Where days begin: as configured, else where this host is. One without a zone counts in UTC.
 pub(super) fn own_zone(config: &Config) -> TimeZone {
+    static SAID: Once = Once::new();
     let system = || TimeZone::try_system().ok().filter(|zone| !zone.is_unknown());
-    config.time_zone.clone().or_else(system).unwrap_or(TimeZone::UTC)
+    config.time_zone.clone().or_else(system).unwrap_or_else(|| {
+        if let Some(named) = std::env::var_os("TZ").filter(|named| !named.is_empty()) {
+            let named = shown(&named.to_string_lossy());
+            SAID.call_once(|| {
+                tracing::warn!(
+                    "TZ is `{named}`, which is no time zone: days begin as in UTC; write a name such as Europe/Berlin"
+                );
+            });
+        }
+        TimeZone::UTC
+    })
 }
 
 /// The ledger of this host; `None` where there is none yet.

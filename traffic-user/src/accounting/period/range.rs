@@ -106,17 +106,25 @@ pub enum RangeError {
         "the range is the wrong way round: --from {from} is not before --to {to}: exchange the two"
     )]
     Backwards {
-        /// Where it begins, as a clock shows it.
+        /// Where it begins, as it was typed.
         from: String,
-        /// Where it ends.
+        /// Where it ends, likewise.
+        to: String,
+    },
+    /// It ends where it begins.
+    #[error("nothing lies between --from {from} and --to {to}: write a later end")]
+    Nothing {
+        /// Where it begins, as it was typed.
+        from: String,
+        /// Where it ends, likewise.
         to: String,
     },
     /// The beginning has not come yet.
     #[error("--from {from} has not come yet (now it is {now}): write an earlier date")]
     Future {
-        /// Where it begins, as a clock shows it.
+        /// Where it begins, as it was typed.
         from: String,
-        /// The present.
+        /// The present, as a clock shows it.
         now: String,
     },
     /// `--last` beside another beginning or end.
@@ -146,10 +154,11 @@ impl Asked {
             return Err(RangeError::Twice);
         }
         let past = |last: Last, at| calendar.last(last.period, last.count, at);
-        let end = match &self.to {
-            Some(text) => Some(moment(calendar, "--to", text, now)?.end),
+        let to = match &self.to {
+            Some(text) => Some((text, moment(calendar, "--to", text, now)?)),
             None => None,
         };
+        let end = to.map(|(_, to)| to.end);
         let Some(text) = &self.from else {
             let until = end.unwrap_or(now);
             // The second before the end is in the last period that is asked for.
@@ -162,10 +171,13 @@ impl Asked {
         if from < until {
             return Ok(Span { begin: from, end: until });
         }
-        let clock = |at| calendar.clock(at);
-        Err(match end {
-            Some(end) => RangeError::Backwards { from: clock(from), to: clock(end) },
-            None => RangeError::Future { from: clock(from), now: clock(now) },
+        let typed = shown(text.trim());
+        Err(match to {
+            Some((to, span)) if from == span.begin => {
+                RangeError::Nothing { from: typed, to: shown(to.trim()) }
+            }
+            Some((to, _)) => RangeError::Backwards { from: typed, to: shown(to.trim()) },
+            None => RangeError::Future { from: typed, now: calendar.clock(now) },
         })
     }
 }

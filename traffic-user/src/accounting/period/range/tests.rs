@@ -122,17 +122,22 @@ fn a_range_the_wrong_way_round_or_in_the_future_is_refused() {
     refused(
         "2026-11-02",
         "2026-11-01",
-        "the range is the wrong way round: --from 2026-11-02 00:00 is not before --to 2026-11-02 00:00: exchange the two",
+        "the range is the wrong way round: --from 2026-11-02 is not before --to 2026-11-01: exchange the two",
     );
     refused(
         "2026-11-24T13:00",
         "2026-11-24T12:00",
-        "the range is the wrong way round: --from 2026-11-24 13:00 is not before --to 2026-11-24 12:00: exchange the two",
+        "the range is the wrong way round: --from 2026-11-24T13:00 is not before --to 2026-11-24T12:00: exchange the two",
+    );
+    refused(
+        "2026-11-24T13:00",
+        "2026-11-24T13:00",
+        "nothing lies between --from 2026-11-24T13:00 and --to 2026-11-24T13:00: write a later end",
     );
     refused(
         "2027-01-01",
         "",
-        "--from 2027-01-01 00:00 has not come yet (now it is 2026-11-24 17:23): write an earlier date",
+        "--from 2027-01-01 has not come yet (now it is 2026-11-24 17:23): write an earlier date",
     );
 }
 
