@@ -14,7 +14,8 @@ use crate::{
     },
     meter::proxy::{Address, ProxyError, ProxyMeter},
     proxy_config::{self, ProxyConfigError},
-    view::sheet::cell,
+    state::DEFAULT,
+    view::sheet,
 };
 
 /// Why an operation could not be done.
@@ -172,8 +173,9 @@ impl Stats {
             })
             .to_string(),
             ExportFormat::Csv => {
-                let field = format!("\"{}\"", cell(name).replace('"', "\"\""));
-                format!("{kind},uplink,downlink,total\n{field},{uplink},{downlink},{total}\n")
+                let numbers = [uplink, downlink, total].map(sheet::number);
+                let line = sheet::line(std::iter::once(sheet::text(name)).chain(numbers));
+                format!("{kind},uplink,downlink,total\n{line}")
             }
             ExportFormat::Txt => format!(
                 "{}\nuplink: {uplink}\ndownlink: {downlink}\ntotal: {total}\n",

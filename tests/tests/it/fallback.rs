@@ -353,7 +353,7 @@ fn the_verb_shows_ports_users_and_totals_in_every_form() {
         assert_eq!(web["input_bytes"], 3 * DATAGRAM4, "{meter}: {web}");
         assert_eq!(web["users"], serde_json::json!([]), "{meter}: without a proxy nobody is known");
         let csv = iptables(&site, &lab, &["port", "--csv"]).stdout;
-        let line = format!("5000,\"udp\",\"web\",{},0,3,0", 3 * DATAGRAM4);
+        let line = format!("\"5000\",\"udp\",\"web\",{},0,3,0", 3 * DATAGRAM4);
         assert_eq!(csv.lines().nth(1), Some(line.as_str()), "{meter}: {csv}");
         let txt = iptables(&site, &lab, &["total", "--txt"]).stdout;
         assert!(txt.starts_with("total input_bytes: "), "{meter}: {txt}");

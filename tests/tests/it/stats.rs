@@ -151,13 +151,15 @@ fn the_verb_stats_asks_the_daemon_and_writes_four_forms() {
     let mut lines = csv.lines();
     assert_eq!(
         lines.next(),
-        Some("email,tag,ports,uplink,downlink,total,wire_share,shared"),
+        Some(
+            "\"email\",\"tag\",\"ports\",\"uplink\",\"downlink\",\"total\",\"wire_share\",\"shared\""
+        ),
         "{csv}"
     );
     let alice_line = lines.next().expect("a line of the first user");
     let port = merged.proxy.port;
-    let begin =
-        format!("{ALICE},{TAG},{port},{},{},{},", alice.uplink, alice.downlink, alice.total());
+    let (up, down, total) = (alice.uplink, alice.downlink, alice.total());
+    let begin = format!("\"{ALICE}\",\"{TAG}\",\"{port}\",{up},{down},{total},");
     assert!(alice_line.starts_with(&begin), "{csv}");
     assert_eq!(csv.lines().count(), 3, "{csv}");
 

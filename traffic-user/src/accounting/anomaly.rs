@@ -267,7 +267,7 @@ mod tests {
             ),
             (Anomaly::Twice { counter: counter.clone() }, "\\u{1b}[2Ja>>>b\\n@x"),
             (Anomaly::CountersReset { counters: vec![counter] }, "\\u{1b}[2Ja>>>b\\n@x"),
-            (Anomaly::NotCounted { users: users.clone() }, "yyy, z, z, z and 4 more"),
+            (Anomaly::NotCounted { users: users.clone() }, "yyy…, z, z, z and 4 more"),
             (Anomaly::Unplaced { users }, "\\u{1b}[2Ja>>>b\\n@x, yyy"),
         ] {
             let text = anomaly.to_string();

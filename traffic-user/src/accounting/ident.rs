@@ -382,9 +382,32 @@ fn port(text: &str) -> Result<u16, GroupError> {
     }
 }
 
-/// A piece of foreign text, safe to print and short.
+/// Longest piece of foreign text that is shown: longer than almost every name.
+const MOST_SHOWN: usize = 80;
+
+/// A piece of foreign text, safe to print, and short: a name that is shown can be typed back, unless it ends in
+/// an ellipsis.
 pub fn shown(text: &str) -> String {
-    text.chars().take(40).collect::<String>().escape_debug().to_string()
+    match text.char_indices().nth(MOST_SHOWN) {
+        Some((end, _)) => format!("{}…", escaped(&text[..end])),
+        None => escaped(text),
+    }
+}
+
+/// Foreign text, safe to print: what a terminal would take for orders, or would not show at all, is written
+/// out. Quotes and backslashes stay what they are.
+pub fn escaped(text: &str) -> String {
+    const KEPT: [char; 3] = ['\\', '"', '\''];
+    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return text.to_owned();
+    }
+    let mut safe = String::with_capacity(text.len());
+    for piece in text.split_inclusive(KEPT) {
+        let plain = piece.strip_suffix(KEPT).unwrap_or(piece);
+        safe.extend(plain.escape_debug());
+        safe.push_str(&piece[plain.len()..]);
+    }
+    safe
 }
 
 /// Groups that can be counted together: no port in two of them, no name twice.

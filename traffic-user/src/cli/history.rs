@@ -146,7 +146,7 @@ pub(super) fn gather(common: &Common, asked: &Question) -> Result<HistoryReport>
 pub(super) fn text(report: &HistoryReport, format: Option<Format>) -> Result<String> {
     Ok(match format {
         Some(Format::Json) => format!("{}\n", history::json(report)?),
-        Some(Format::Csv) => history::csv(report)?,
+        Some(Format::Csv) => history::csv(report),
         Some(Format::Txt) => history::table(report, None),
         None => history::table(report, columns()),
     })

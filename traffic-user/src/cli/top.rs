@@ -108,7 +108,7 @@ pub(super) fn gather(common: &Common, asked: &Question) -> Result<TopReport> {
 pub(super) fn text(report: &TopReport, format: Option<Format>) -> Result<String> {
     Ok(match format {
         Some(Format::Json) => format!("{}\n", top::json(report)?),
-        Some(Format::Csv) => top::csv(report)?,
+        Some(Format::Csv) => top::csv(report),
         Some(Format::Txt) => top::table(report, None),
         None => top::table(report, columns()),
     })

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     json::JSON_VERSION,
-    sheet::{cell, number},
+    sheet::{Field, number, text, word},
 };
 use crate::accounting::{
     billing::Counting,
@@ -101,7 +101,7 @@ impl UsageJson {
     }
 
     /// The same as fields.
-    pub(super) fn cells(&self) -> [String; 7] {
+    pub(super) fn cells(&self) -> [Field; 7] {
         [
             number(self.input_bytes),
             number(self.output_bytes),
@@ -109,7 +109,7 @@ impl UsageJson {
             number(self.output_packets),
             number(self.total_bytes),
             number(self.billed_bytes),
-            self.coverage.unwrap_or_default().to_owned(),
+            word(self.coverage.unwrap_or_default()),
         ]
     }
 
@@ -168,14 +168,14 @@ impl EventJson {
     pub(super) const COLUMNS: [&'static str; 5] = ["at", "kind", "subject_kind", "subject", "what"];
 
     /// The same as fields.
-    pub(super) fn cells(&self) -> [String; 5] {
+    pub(super) fn cells(&self) -> [Field; 5] {
         let subject = self.subject.as_ref();
         [
-            self.at.clone(),
-            cell(&self.kind),
-            subject.map_or("", |who| who.kind).to_owned(),
-            subject.map_or_else(String::new, |who| cell(&who.key)),
-            cell(&self.what),
+            word(&self.at),
+            text(&self.kind),
+            word(subject.map_or("", |who| who.kind)),
+            text(subject.map_or("", |who| &who.key)),
+            text(&self.what),
         ]
     }
 }

@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use super::{
     books::{EventJson, Head, SpanJson, UsageJson, WhoJson},
-    sheet,
+    sheet::{self, text, word},
 };
 use crate::accounting::{
     history::{Terms, Who},
-    ident::shown,
+    ident::{escaped, shown},
     period::utc,
     usage::{Bucket, Event, Span},
 };
@@ -55,7 +55,7 @@ pub struct Writer<'a, W: Write> {
 
 enum To<W: Write> {
     Json(W),
-    Csv(Box<csv::Writer<W>>),
+    Csv(W),
     Txt(W),
 }
 
@@ -106,15 +106,13 @@ impl<'a, W: Write> Writer<'a, W> {
                 To::Json(to)
             }
             Format::Csv => {
-                let mut lines_to = sheet::writer(to);
-                match lines {
-                    Lines::Buckets => {
-                        let first = ["level", "from", "to", "kind", "key", "name", "layer"];
-                        lines_to.write_record(first.into_iter().chain(UsageJson::COLUMNS))?;
-                    }
-                    Lines::Events => lines_to.write_record(EventJson::COLUMNS)?,
-                }
-                To::Csv(Box::new(lines_to))
+                let first = ["level", "from", "to", "kind", "key", "name", "layer"];
+                let names = match lines {
+                    Lines::Buckets => sheet::names(first.into_iter().chain(UsageJson::COLUMNS)),
+                    Lines::Events => sheet::names(EventJson::COLUMNS),
+                };
+                to.write_all(names.as_bytes())?;
+                To::Csv(to)
             }
             Format::Txt => To::Txt(to),
         };
@@ -138,17 +136,17 @@ impl<'a, W: Write> Writer<'a, W> {
         };
         match &mut self.to {
             To::Json(to) => object(to, self.written, &line)?,
-            To::Csv(lines) => {
+            To::Csv(to) => {
                 let texts = [
-                    line.level.to_owned(),
-                    utc(bucket.span.begin).to_string(),
-                    utc(bucket.span.end).to_string(),
-                    kind.name().to_owned(),
-                    sheet::cell(&bucket.subject.key()),
-                    bucket.name.as_deref().map_or_else(String::new, sheet::cell),
-                    line.layer.to_owned(),
+                    word(line.level),
+                    word(utc(bucket.span.begin)),
+                    word(utc(bucket.span.end)),
+                    word(kind.name()),
+                    text(&bucket.subject.key()),
+                    text(bucket.name.as_deref().unwrap_or_default()),
+                    word(line.layer),
                 ];
-                lines.write_record(texts.into_iter().chain(line.usage.cells()))?;
+                to.write_all(sheet::line(texts.into_iter().chain(line.usage.cells())).as_bytes())?;
             }
             To::Txt(to) => writeln!(
                 to,
@@ -175,10 +173,10 @@ impl<'a, W: Write> Writer<'a, W> {
         let line = EventJson::from(event);
         match &mut self.to {
             To::Json(to) => object(to, self.written, &line)?,
-            To::Csv(lines) => lines.write_record(line.cells())?,
+            To::Csv(to) => to.write_all(sheet::line(line.cells()).as_bytes())?,
             To::Txt(to) => {
                 let at = i64::try_from(event.at.div_euclid(1_000_000_000)).unwrap_or(i64::MAX);
-                writeln!(to, "{} {}: {}", utc(at), event.kind.escape_debug(), event.what)?;
+                writeln!(to, "{} {}: {}", utc(at), escaped(&event.kind), event.what)?;
             }
         }
         self.written += 1;
@@ -196,8 +194,7 @@ impl<'a, W: Write> Writer<'a, W> {
                 to.write_all(if self.written == 0 { b"]}\n" } else { b"\n]}\n" })?;
                 Ok(to)
             }
-            To::Csv(lines) => lines.into_inner().map_err(csv::IntoInnerError::into_error),
-            To::Txt(to) => Ok(to),
+            To::Csv(to) | To::Txt(to) => Ok(to),
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     books::{Head, SpanJson, UsageJson, WhoJson, billed_text, layer_text, who},
     chart::bar,
-    sheet,
+    sheet::{self, word},
     table::{UNKNOWN, grid},
 };
 use crate::accounting::{
@@ -90,29 +90,24 @@ pub fn json(report: &HistoryReport) -> serde_json::Result<String> {
 }
 
 /// One line a period and layer.
-///
-/// # Errors
-///
-/// When a line cannot be written, which does not happen in memory.
-pub fn csv(report: &HistoryReport) -> Result<String, csv::Error> {
-    let mut lines = sheet::writer(Vec::new());
+pub fn csv(report: &HistoryReport) -> String {
     let columns = ["layer", "period", "from", "to", "whole", "running"];
-    lines.write_record(columns.into_iter().chain(UsageJson::COLUMNS))?;
+    let mut lines = sheet::names(columns.into_iter().chain(UsageJson::COLUMNS));
     for series in &report.series {
         for row in &series.rows {
             let line = RowJson::new(report, row);
             let texts = [
-                series.layer.name().to_owned(),
-                line.label,
-                utc(row.span.begin).to_string(),
-                utc(row.span.end).to_string(),
-                line.whole.to_string(),
-                line.running.to_string(),
+                word(series.layer.name()),
+                word(&line.label),
+                word(utc(row.span.begin)),
+                word(utc(row.span.end)),
+                word(line.whole),
+                word(line.running),
             ];
-            lines.write_record(texts.into_iter().chain(line.usage.cells()))?;
+            lines.push_str(&sheet::line(texts.into_iter().chain(line.usage.cells())));
         }
     }
-    sheet::text(lines)
+    lines
 }
 
 /// A table a layer; with bars where a terminal of that many columns shows it.

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     json::{JSON_VERSION, Ordered, TrafficJson, time},
-    sheet::{self, cell},
+    sheet::{self, number, word},
     stats::{Document, GroupDocument},
     table::grid,
 };
@@ -254,63 +254,37 @@ fn columns(traffic: Traffic) -> [u64; 4] {
     [input_bytes, output_bytes, input_packets, output_packets]
 }
 
-fn csv<'a>(
-    header: &[&str],
-    rows: impl IntoIterator<Item = Vec<std::borrow::Cow<'a, str>>>,
-) -> csv::Result<String> {
-    let mut writer = sheet::writer(Vec::new());
-    writer.write_record(header)?;
-    for row in rows {
-        writer.write_record(row.iter().map(|cell| cell.as_bytes()))?;
-    }
-    sheet::text(writer)
-}
-
 /// `iptables port --csv`.
-///
-/// # Errors
-///
-/// None in practice.
-pub fn ports_csv(report: &RulesReport) -> csv::Result<String> {
-    let header: Vec<_> = ["ports", "transport", "group"].into_iter().chain(COLUMNS).collect();
-    let rows = lines(report).into_iter().map(|line| {
-        let mut row = vec![
-            line.key.into(),
-            line.transport.into(),
-            cell(line.group.unwrap_or_default()).into(),
-        ];
-        row.extend(columns(line.traffic).map(|number| number.to_string().into()));
-        row
-    });
-    csv(&header, rows)
+pub fn ports_csv(report: &RulesReport) -> String {
+    let mut text = sheet::names(["ports", "transport", "group"].into_iter().chain(COLUMNS));
+    for line in lines(report) {
+        let group = line.group.unwrap_or_default();
+        let first = [word(&line.key), word(line.transport), sheet::text(group)];
+        let numbers = columns(line.traffic).map(number);
+        text.push_str(&sheet::line(first.into_iter().chain(numbers)));
+    }
+    text
 }
 
 /// `iptables total --csv`.
-///
-/// # Errors
-///
-/// None in practice.
-pub fn total_csv(report: &RulesReport) -> csv::Result<String> {
-    csv(&COLUMNS, [columns(report.total()).map(|number| number.to_string().into()).to_vec()])
+pub fn total_csv(report: &RulesReport) -> String {
+    sheet::names(COLUMNS) + &sheet::line(columns(report.total()).map(number))
 }
 
 /// `iptables user --csv`. The users of a row are joined by a space.
-///
-/// # Errors
-///
-/// None in practice.
-pub fn users_csv(rows: &[UserRow]) -> csv::Result<String> {
-    let rows = rows.iter().map(|row| {
-        vec![
-            cell(&row.users.join(" ")).into(),
-            row.ports.as_str().into(),
-            cell(row.group.as_deref().unwrap_or_default()).into(),
-            row.input_bytes.to_string().into(),
-            row.output_bytes.to_string().into(),
-            row.split.name().into(),
-        ]
-    });
-    csv(&["users", "ports", "group", "input_bytes", "output_bytes", "split"], rows)
+pub fn users_csv(rows: &[UserRow]) -> String {
+    let columns = ["users", "ports", "group", "input_bytes", "output_bytes", "split"];
+    let line = |row: &UserRow| {
+        sheet::line([
+            sheet::text(&row.users.join(" ")),
+            word(&row.ports),
+            sheet::text(row.group.as_deref().unwrap_or_default()),
+            number(row.input_bytes),
+            number(row.output_bytes),
+            word(row.split.name()),
+        ])
+    };
+    sheet::names(columns) + &rows.iter().map(line).collect::<String>()
 }
 
 /// `iptables port --txt`: one value a line.

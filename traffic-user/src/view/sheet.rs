@@ -1,31 +1,72 @@
 //! Lines of fields for spreadsheets.
+//!
+//! A column is quoted or not whatever stands in it: texts always, numbers never, also where there is none.
+//! So what reads them can tell the columns apart, and a name cannot change the form of a line.
 
-/// A writer of lines whose texts stand in quotes.
-pub(super) fn writer<W: std::io::Write>(to: W) -> csv::Writer<W> {
-    csv::WriterBuilder::new().quote_style(csv::QuoteStyle::NonNumeric).from_writer(to)
+use crate::accounting::ident::escaped;
+
+/// One field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// In quotes.
+    Text(String),
+    /// As it is; empty where nothing is known.
+    Number(String),
 }
 
-/// What was written to memory.
-pub(super) fn text(writer: csv::Writer<Vec<u8>>) -> Result<String, csv::Error> {
-    let written = writer.into_inner().map_err(|error| error.into_error())?;
-    Ok(String::from_utf8_lossy(&written).into_owned())
+/// Foreign text.
+pub(crate) fn text(text: &str) -> Field {
+    Field::Text(cell(text))
 }
 
-/// Foreign text in a field: a terminal must not take it for orders, nor a spreadsheet for a formula.
-pub(crate) fn cell(text: &str) -> String {
-    let mut field = String::with_capacity(text.len());
-    if text.trim_start().starts_with(['=', '+', '-', '@']) {
-        field.push('\'');
-    }
-    for c in text.chars() {
-        if c.is_control() { field.extend(c.escape_default()) } else { field.push(c) }
-    }
-    field
+/// A word of ours.
+pub(super) fn word(text: impl ToString) -> Field {
+    Field::Text(text.to_string())
 }
 
 /// A number where there is one.
-pub(super) fn number(value: Option<u64>) -> String {
-    value.map_or_else(String::new, |value| value.to_string())
+pub(crate) fn number(value: impl Into<Option<u64>>) -> Field {
+    Field::Number(value.into().map_or_else(String::new, |value| value.to_string()))
+}
+
+/// A share or ratio where there is one.
+pub(super) fn ratio(value: Option<f64>) -> Field {
+    Field::Number(value.map_or_else(String::new, |value| value.to_string()))
+}
+
+/// A line with its end.
+pub(crate) fn line(fields: impl IntoIterator<Item = Field>) -> String {
+    let mut line = String::new();
+    for (n, field) in fields.into_iter().enumerate() {
+        if n > 0 {
+            line.push(',');
+        }
+        match field {
+            Field::Text(text) => {
+                line.push('"');
+                if text.contains('"') {
+                    line.push_str(&text.replace('"', "\"\""));
+                } else {
+                    line.push_str(&text);
+                }
+                line.push('"');
+            }
+            Field::Number(number) => line.push_str(&number),
+        }
+    }
+    line.push('\n');
+    line
+}
+
+/// The first line.
+pub(super) fn names<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    line(names.into_iter().map(word))
+}
+
+/// Foreign text in a field: a terminal must not take it for orders, nor a spreadsheet for a formula.
+fn cell(text: &str) -> String {
+    let formula = text.trim_start().starts_with(['=', '+', '-', '@']);
+    format!("{}{}", if formula { "'" } else { "" }, escaped(text))
 }
 
 #[cfg(test)]
@@ -44,6 +85,7 @@ mod tests {
             ("\t=1", "'\\t=1"),
             ("\u{1b}[2J", "\\u{1b}[2J"),
             ("a\nb", "a\\nb"),
+            ("a\u{202e}b", "a\\u{202e}b"),
             ("", ""),
         ] {
             assert_eq!(cell(text), want);
@@ -51,9 +93,10 @@ mod tests {
     }
 
     #[test]
-    fn texts_stand_in_quotes_and_numbers_do_not() {
-        let mut lines = writer(Vec::new());
-        lines.write_record(["a\"b", "1", "", "x,y"]).unwrap();
-        assert_eq!(text(lines).unwrap(), "\"a\"\"b\",1,\"\",\"x,y\"\n");
+    fn texts_stand_in_quotes_and_numbers_do_not_whatever_they_are() {
+        let fields = [text("a\"b"), number(1), number(None), text("2"), text(""), ratio(Some(0.5))];
+        assert_eq!(line(fields), "\"a\"\"b\",1,,\"2\",\"\",0.5\n");
+        assert_eq!(line([number(None), number(7)]), ",7\n");
+        assert_eq!(names(["a", "b"]), "\"a\",\"b\"\n");
     }
 }

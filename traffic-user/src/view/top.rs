@@ -7,7 +7,7 @@ use super::{
     books::{Head, SpanJson, UsageJson, WhoJson, layer_text},
     chart::bar,
     history::beside,
-    sheet,
+    sheet::{self, number, ratio, text, word},
     table::grid,
 };
 use crate::accounting::{
@@ -103,29 +103,24 @@ pub fn json(report: &TopReport) -> serde_json::Result<String> {
 }
 
 /// One line a place and layer.
-///
-/// # Errors
-///
-/// When a line cannot be written, which does not happen in memory.
-pub fn csv(report: &TopReport) -> Result<String, csv::Error> {
-    let mut lines = sheet::writer(Vec::new());
+pub fn csv(report: &TopReport) -> String {
     let columns = ["layer", "place", "kind", "key", "name", "share"];
-    lines.write_record(columns.into_iter().chain(UsageJson::COLUMNS))?;
+    let mut lines = sheet::names(columns.into_iter().chain(UsageJson::COLUMNS));
     for (layer, ranking) in &report.rankings {
         for (n, place) in ranking.places.iter().enumerate() {
             let line = PlaceJson::new(report, ranking.total, n, place);
-            let texts = [
-                layer.name().to_owned(),
-                line.place.to_string(),
-                line.who.kind.to_owned(),
-                sheet::cell(&place.subject.key()),
-                place.name.as_deref().map_or_else(String::new, sheet::cell),
-                line.share.map_or_else(String::new, |share| share.to_string()),
+            let first = [
+                word(layer.name()),
+                number(u64::try_from(line.place).ok()),
+                word(line.who.kind),
+                text(&place.subject.key()),
+                text(place.name.as_deref().unwrap_or_default()),
+                ratio(line.share),
             ];
-            lines.write_record(texts.into_iter().chain(line.usage.cells()))?;
+            lines.push_str(&sheet::line(first.into_iter().chain(line.usage.cells())));
         }
     }
-    sheet::text(lines)
+    lines
 }
 
 /// A table a layer; with bars where a terminal of that many columns shows it.

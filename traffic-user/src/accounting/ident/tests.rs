@@ -267,3 +267,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_that_is_shown_can_be_typed_back_and_gives_a_terminal_no_orders() {
+    for name in ["a@x", "o'neil \"x\" \\ y", "über@example.org", "日本", "\\u{1b}"] {
+        assert_eq!(shown(name), name);
+    }
+    for (text, want) in [
+        ("a\u{1b}[2J", "a\\u{1b}[2J"),
+        ("a\nb\t\"", "a\\nb\\t\""),
+        ("a\u{202e}b\u{2066}", "a\\u{202e}b\\u{2066}"),
+        ("\u{200b}\u{feff}\u{2028}", "\\u{200b}\\u{feff}\\u{2028}"),
+    ] {
+        assert_eq!(shown(text), want);
+    }
+    assert_eq!(shown(&"x".repeat(80)), "x".repeat(80));
+    assert_eq!(shown(&"x".repeat(81)), format!("{}…", "x".repeat(80)));
+}

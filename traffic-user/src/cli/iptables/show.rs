@@ -78,8 +78,8 @@ fn numbers(common: &Common, part: Part, args: &Args) -> Result<String> {
     Ok(match (common.json, args.csv, args.txt) {
         (true, ..) if total => format!("{}\n", rules::total_json(&report)?),
         (true, ..) => format!("{}\n", rules::ports_json(&report)?),
-        (_, true, _) if total => rules::total_csv(&report)?,
-        (_, true, _) => rules::ports_csv(&report)?,
+        (_, true, _) if total => rules::total_csv(&report),
+        (_, true, _) => rules::ports_csv(&report),
         (_, _, true) if total => rules::total_txt(&report),
         (_, _, true) => rules::ports_txt(&report),
         _ if total => rules::total_table(&report),
@@ -130,7 +130,7 @@ fn users(common: &Common, args: &Args) -> Result<String> {
     };
     Ok(match (common.json, args.csv, args.txt) {
         (true, ..) => format!("{}\n", rules::users_json(&report, document.as_ref(), &rows)?),
-        (_, true, _) => rules::users_csv(&rows)?,
+        (_, true, _) => rules::users_csv(&rows),
         (_, _, true) => rules::users_txt(&rows),
         _ => rules::users_table(&rows),
     })

@@ -86,15 +86,15 @@ fn lines_for_spreadsheets_leave_out_what_was_not_booked() {
     with_user.subjects[0].subject = Subject::User("a@x".into());
     let want = "\"layer\",\"period\",\"from\",\"to\",\"whole\",\"running\",\"input_bytes\",\"output_bytes\",\"input_packets\",\"output_packets\",\"total_bytes\",\"billed_bytes\",\"coverage\"
 \"l3\",\"2026-11-21\",\"2026-11-20T16:00:00Z\",\"2026-11-21T16:00:00Z\",\"true\",\"false\",1500000000,500000000,3,4,2000000000,1500000000,\"complete\"
-\"l3\",\"2026-11-22\",\"2026-11-21T16:00:00Z\",\"2026-11-22T16:00:00Z\",\"true\",\"false\",\"\",\"\",\"\",\"\",\"\",\"\",\"\"
+\"l3\",\"2026-11-22\",\"2026-11-21T16:00:00Z\",\"2026-11-22T16:00:00Z\",\"true\",\"false\",,,,,,,\"\"
 \"l3\",\"2026-11-23\",\"2026-11-22T16:00:00Z\",\"2026-11-23T16:00:00Z\",\"true\",\"false\",1000000,4000000000,3,4,4001000000,4000000000,\"gap\"
 \"l3\",\"2026-11-24\",\"2026-11-23T16:00:00Z\",\"2026-11-24T16:00:00Z\",\"true\",\"true\",0,1000,3,4,1000,1000,\"complete\"
 ";
-    assert_eq!(csv(&group()).unwrap(), want);
+    assert_eq!(csv(&group()), want);
     // A user has no packets.
-    let first = csv(&with_user).unwrap().lines().nth(1).unwrap().to_owned();
+    let first = csv(&with_user).lines().nth(1).unwrap().to_owned();
     assert!(
-        first.ends_with(",1500000000,500000000,\"\",\"\",2000000000,1500000000,\"complete\""),
+        first.ends_with(",1500000000,500000000,,,2000000000,1500000000,\"complete\""),
         "{first}"
     );
 }
