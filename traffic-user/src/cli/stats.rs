@@ -63,6 +63,7 @@ impl PartChoice {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let part = args.part.map(PartChoice::part).unwrap_or_default();
+    let unit = common.config.unit.unwrap_or_default();
     loop {
         let mut document = gather(common, args)?;
         // What is counted now can be told without the ledger, so its troubles are only mentioned.
@@ -76,9 +77,9 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         } else if args.csv {
             stats::csv(&document, part)?
         } else if args.txt {
-            stats::plain(&document, part)
+            stats::plain(&document, part, unit)
         } else {
-            let table = stats::table(&document, part);
+            let table = stats::table(&document, part, unit);
             match &ledger {
                 Some(ledger) => format!("{table}\n{}", view::summary::table(ledger)),
                 None => table,

@@ -4,19 +4,41 @@ use comfy_table::{Cell, CellAlignment, Table};
 
 use super::{
     super::{
-        sheet::cell,
+        sheet::{self, number, word},
         table::{UNKNOWN, grid},
     },
     Part,
     document::{Document, GroupDocument, PayloadDocument, UserDocument},
 };
-use crate::accounting::{ident::shown, reading::Layer, units::human_bytes};
+use crate::accounting::{
+    billing::Unit,
+    ident::shown,
+    reading::Layer,
+    units::{bytes_in, human_bytes},
+};
 
 /// Most anomalies and events below a table; JSON has them all.
 const MOST_NOTES: usize = 5;
 
-fn bytes(value: Option<u64>) -> String {
-    value.map_or_else(|| UNKNOWN.to_owned(), |value| human_bytes(value, 1))
+/// How bytes are written: `None` as the live table does it, which stands on the same screen.
+#[derive(Clone, Copy)]
+struct Numbers(Option<Unit>);
+
+impl Numbers {
+    fn text(self, value: u64, precision: usize) -> String {
+        match self.0 {
+            Some(unit) => bytes_in(unit, value, precision),
+            None => human_bytes(value, precision),
+        }
+    }
+
+    fn cell(self, value: Option<u64>) -> String {
+        value.map_or_else(|| UNKNOWN.to_owned(), |value| self.text(value, 1))
+    }
+
+    fn payload(self, payload: &PayloadDocument) -> [String; 3] {
+        [self.cell(payload.uplink), self.cell(payload.downlink), self.cell(payload.total)]
+    }
 }
 
 fn row(table: &mut Table, texts: usize, cells: impl IntoIterator<Item = String>) {
@@ -24,10 +46,6 @@ fn row(table: &mut Table, texts: usize, cells: impl IntoIterator<Item = String>)
         let alignment = if n < texts { CellAlignment::Left } else { CellAlignment::Right };
         Cell::new(text).set_alignment(alignment)
     }));
-}
-
-fn payload_cells(payload: &PayloadDocument) -> [String; 3] {
-    [bytes(payload.uplink), bytes(payload.downlink), bytes(payload.total)]
 }
 
 fn name(group: &GroupDocument) -> String {
@@ -56,32 +74,31 @@ fn ratio(group: &GroupDocument) -> String {
 }
 
 /// Tables of what is wanted.
-pub fn table(document: &Document, part: Part) -> String {
+pub fn table(document: &Document, part: Part, unit: Unit) -> String {
+    let numbers = Numbers(Some(unit));
+    let groups = || groups(&document.groups, numbers);
+    let users = || users(document, usize::MAX, numbers);
     let mut text = match part {
-        Part::Whole => format!("{}\n\n{}\n", groups(&document.groups), users(document, usize::MAX)),
-        Part::Users => format!("{}\n", users(document, usize::MAX)),
-        Part::Groups => format!("{}\n", groups(&document.groups)),
-        Part::Total => format!("{}\n", total(document)),
+        Part::Whole => format!("{}\n\n{}\n\n{}\n", groups(), users(), total(document, numbers)),
+        Part::Users => format!("{}\n", users()),
+        Part::Groups => format!("{}\n", groups()),
+        Part::Total => format!("{}\n", total(document, numbers)),
     };
-    if part == Part::Whole {
-        text.push('\n');
-        text.push_str(&total(document));
-        text.push('\n');
-    }
-    text.push_str(&footer(document));
+    text.push_str(&footer(document, numbers));
     text
 }
 
 /// Tables that fit into so many lines, those who moved most first.
 pub fn live(document: &Document, most: usize) -> String {
+    let numbers = Numbers(None);
     let room = (most / 2).max(3);
     let hidden = document.groups.len().saturating_sub(room);
-    let mut groups = groups(&busiest(document, room)).to_string();
+    let mut groups = groups(&busiest(document, room), numbers).to_string();
     if hidden > 0 {
         groups.push_str(&format!("\nand {hidden} more groups with less traffic"));
     }
     let room = most.saturating_sub(groups.lines().count()).max(3);
-    format!("{groups}\n\n{}\n{}", users(document, room), footer(document))
+    format!("{groups}\n\n{}\n{}", users(document, room, numbers), footer(document, numbers))
 }
 
 /// As many groups, in their order if all fit, else those with most bytes.
@@ -98,7 +115,7 @@ fn busiest(document: &Document, most: usize) -> Vec<GroupDocument> {
     groups
 }
 
-fn groups(groups: &[GroupDocument]) -> Table {
+fn groups(groups: &[GroupDocument], numbers: Numbers) -> Table {
     let headers = [
         "PORT",
         "TAG",
@@ -121,12 +138,12 @@ fn groups(groups: &[GroupDocument]) -> Table {
                 name(group),
                 tag(group),
                 protocol(group),
-                bytes(inbound.uplink),
-                bytes(inbound.downlink),
-                bytes(kernel.map(|kernel| kernel.input_bytes)),
-                bytes(kernel.map(|kernel| kernel.output_bytes)),
+                numbers.cell(inbound.uplink),
+                numbers.cell(inbound.downlink),
+                numbers.cell(kernel.map(|kernel| kernel.input_bytes)),
+                numbers.cell(kernel.map(|kernel| kernel.output_bytes)),
                 ratio(group),
-                bytes(group.unattributed_bytes),
+                numbers.cell(group.unattributed_bytes),
             ],
         );
     }
@@ -166,7 +183,7 @@ fn persons(document: &Document) -> Vec<Person<'_>> {
     persons
 }
 
-fn users(document: &Document, most: usize) -> String {
+fn users(document: &Document, most: usize, numbers: Numbers) -> String {
     let mut persons = persons(document);
     let hidden = persons.len().saturating_sub(most);
     if hidden > 0 {
@@ -175,14 +192,14 @@ fn users(document: &Document, most: usize) -> String {
     }
     let mut table = grid(&["USER", "GROUPS", "UP", "DOWN", "TOTAL", "WIRE", "ONLINE"], 2);
     for person in &persons {
-        let [up, down, total] = payload_cells(&person.user.payload);
+        let [up, down, total] = numbers.payload(&person.user.payload);
         let groups = person.groups.join(", ");
         let online =
             person.user.online.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string());
         row(
             &mut table,
             2,
-            [marked(person.user), groups, up, down, total, bytes(person.wire), online],
+            [marked(person.user), groups, up, down, total, numbers.cell(person.wire), online],
         );
     }
     let mut text = table.to_string();
@@ -195,9 +212,9 @@ fn users(document: &Document, most: usize) -> String {
     text
 }
 
-fn total(document: &Document) -> String {
+fn total(document: &Document, numbers: Numbers) -> String {
     let system = &document.system_total;
-    let [up, down, total] = payload_cells(&system.payload);
+    let [up, down, total] = numbers.payload(&system.payload);
     format!(
         "total: {up} up, {down} down, {total} payload; {} users and {} groups active",
         system.active_users, system.active_groups
@@ -205,7 +222,7 @@ fn total(document: &Document) -> String {
 }
 
 /// Where the numbers come from and what is wrong with them.
-fn footer(document: &Document) -> String {
+fn footer(document: &Document, numbers: Numbers) -> String {
     let mut text = String::new();
     let api = &document.api;
     let product = api.product.as_deref().unwrap_or("proxy");
@@ -237,8 +254,8 @@ fn footer(document: &Document) -> String {
         let what = if rules { "devices less groups, estimated" } else { "on no watched port" };
         text.push_str(&format!(
             "relay ({what}): {} in, {} out\n",
-            human_bytes(relay.input_bytes, 1),
-            human_bytes(relay.output_bytes, 1)
+            numbers.text(relay.input_bytes, 1),
+            numbers.text(relay.output_bytes, 1)
         ));
     }
     match document.coverage.as_str() {
@@ -259,106 +276,97 @@ fn footer(document: &Document) -> String {
 }
 
 /// Lines of fields for spreadsheets; what is not known is empty.
-///
-/// # Errors
-///
-/// When a line cannot be written, which does not happen in memory.
-pub fn csv(document: &Document, part: Part) -> Result<String, csv::Error> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    let number = |value: Option<u64>| value.map_or_else(String::new, |value| value.to_string());
+pub fn csv(document: &Document, part: Part) -> String {
     match part {
-        Part::Groups => {
-            writer.write_record([
-                "tag",
-                "ports",
-                "transport",
-                "protocol",
-                "uplink",
-                "downlink",
-                "total",
-                "input_bytes",
-                "output_bytes",
-                "input_packets",
-                "output_packets",
-                "overhead_ratio",
-                "unattributed_bytes",
-            ])?;
-            for group in &document.groups {
-                let inbound = group.group_total.unwrap_or_default();
-                let kernel = group.kernel;
-                writer.write_record([
-                    cell(group.tag.as_deref().unwrap_or_default()),
-                    group.ports.clone(),
-                    group.transport.clone(),
-                    cell(group.protocol.as_deref().unwrap_or_default()),
-                    number(inbound.uplink),
-                    number(inbound.downlink),
-                    number(inbound.total),
-                    number(kernel.map(|kernel| kernel.input_bytes)),
-                    number(kernel.map(|kernel| kernel.output_bytes)),
-                    number(kernel.map(|kernel| kernel.input_packets)),
-                    number(kernel.map(|kernel| kernel.output_packets)),
-                    group.overhead_ratio.map_or_else(String::new, |ratio| ratio.to_string()),
-                    number(group.unattributed_bytes),
-                ])?;
-            }
-        }
+        Part::Groups => groups_csv(document),
         Part::Total => {
-            writer.write_record([
-                "uplink",
-                "downlink",
-                "total",
-                "active_users",
-                "active_groups",
-            ])?;
             let system = &document.system_total;
-            writer.write_record([
-                number(system.payload.uplink),
-                number(system.payload.downlink),
-                number(system.payload.total),
-                system.active_users.to_string(),
-                system.active_groups.to_string(),
-            ])?;
+            let PayloadDocument { uplink, downlink, total } = system.payload;
+            let (users, groups) = (system.active_users, system.active_groups);
+            let names = ["uplink", "downlink", "total", "active_users", "active_groups"];
+            let active = [users, groups].map(|active| number(u64::try_from(active).ok()));
+            let payload = [uplink, downlink, total].map(number);
+            sheet::names(names) + &sheet::line(payload.into_iter().chain(active))
         }
-        Part::Whole | Part::Users => {
-            writer.write_record([
-                "email",
-                "tag",
-                "ports",
-                "uplink",
-                "downlink",
-                "total",
-                "wire_share",
-                "shared",
-            ])?;
-            let mut line = |group: Option<&GroupDocument>, user: &UserDocument| {
-                writer.write_record([
-                    cell(&user.email),
-                    group.and_then(|group| group.tag.as_deref()).map_or_else(String::new, cell),
-                    group.map_or_else(String::new, |group| group.ports.clone()),
-                    number(user.payload.uplink),
-                    number(user.payload.downlink),
-                    number(user.payload.total),
-                    number(user.wire_share),
-                    user.shared.to_string(),
-                ])
-            };
-            for group in &document.groups {
-                group.users.iter().try_for_each(|user| line(Some(group), user))?;
-            }
-            document.unplaced.iter().try_for_each(|user| line(None, user))?;
-        }
+        Part::Whole | Part::Users => users_csv(document),
     }
-    let written = writer.into_inner().map_err(|error| error.into_error())?;
-    Ok(String::from_utf8_lossy(&written).into_owned())
+}
+
+fn groups_csv(document: &Document) -> String {
+    let mut lines = sheet::names([
+        "tag",
+        "ports",
+        "transport",
+        "protocol",
+        "uplink",
+        "downlink",
+        "total",
+        "input_bytes",
+        "output_bytes",
+        "input_packets",
+        "output_packets",
+        "overhead_ratio",
+        "unattributed_bytes",
+    ]);
+    for group in &document.groups {
+        let inbound = group.group_total.unwrap_or_default();
+        let kernel = group.kernel;
+        lines.push_str(&sheet::line([
+            sheet::text(group.tag.as_deref().unwrap_or_default()),
+            word(&group.ports),
+            word(&group.transport),
+            sheet::text(group.protocol.as_deref().unwrap_or_default()),
+            number(inbound.uplink),
+            number(inbound.downlink),
+            number(inbound.total),
+            number(kernel.map(|kernel| kernel.input_bytes)),
+            number(kernel.map(|kernel| kernel.output_bytes)),
+            number(kernel.map(|kernel| kernel.input_packets)),
+            number(kernel.map(|kernel| kernel.output_packets)),
+            sheet::ratio(group.overhead_ratio),
+            number(group.unattributed_bytes),
+        ]));
+    }
+    lines
+}
+
+fn users_csv(document: &Document) -> String {
+    let mut lines = sheet::names([
+        "email",
+        "tag",
+        "ports",
+        "uplink",
+        "downlink",
+        "total",
+        "wire_share",
+        "shared",
+    ]);
+    let mut line = |group: Option<&GroupDocument>, user: &UserDocument| {
+        lines.push_str(&sheet::line([
+            sheet::text(&user.email),
+            sheet::text(group.and_then(|group| group.tag.as_deref()).unwrap_or_default()),
+            word(group.map_or("", |group| &group.ports)),
+            number(user.payload.uplink),
+            number(user.payload.downlink),
+            number(user.payload.total),
+            number(user.wire_share),
+            word(user.shared),
+        ]));
+    };
+    for group in &document.groups {
+        group.users.iter().for_each(|user| line(Some(group), user));
+    }
+    document.unplaced.iter().for_each(|user| line(None, user));
+    lines
 }
 
 /// One `name: value` a line, for `grep` and mails.
-pub fn plain(document: &Document, part: Part) -> String {
+pub fn plain(document: &Document, part: Part, unit: Unit) -> String {
+    let numbers = Numbers(Some(unit));
     let mut text = format!("traffic of {} at {}\n", document.host, document.taken_at);
     let number = |value: Option<u64>| match value {
         None => "not known".to_owned(),
-        Some(value) => format!("{value} ({})", human_bytes(value, 2)),
+        Some(value) => format!("{value} ({})", numbers.text(value, 2)),
     };
     if matches!(part, Part::Whole | Part::Groups) {
         for group in &document.groups {
@@ -387,9 +395,60 @@ pub fn plain(document: &Document, part: Part) -> String {
         }
     }
     if matches!(part, Part::Whole | Part::Total) {
-        text.push_str(&total(document));
+        text.push_str(&total(document, numbers));
         text.push('\n');
     }
-    text.push_str(&footer(document));
+    text.push_str(&footer(document, numbers));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_unit_is_on_one_screen() {
+        let payload = serde_json::json!({"uplink": 2_000_000, "downlink": 0, "total": 2_000_000});
+        let mut total = payload.clone();
+        (total["active_users"], total["active_groups"]) = (1.into(), 1.into());
+        let mut user = payload.clone();
+        for (key, value) in serde_json::json!({"email": "a@x", "wire_share": 3_000_000,
+            "wire_input": null, "wire_output": null, "online": null, "shared": false,
+            "configured": true})
+        .as_object()
+        .unwrap()
+        {
+            user[key] = value.clone();
+        }
+        let document = serde_json::json!({
+            "jsonversion": "1", "taken_at": "t", "host": "h", "epoch": null, "since": null,
+            "coverage": "complete", "meter": "tcx", "layer": "l3",
+            "api": {"state": "ok", "since": null, "reason": null, "remedy": null,
+                    "product": null, "uptime_seconds": null},
+            "groups": [{"tag": "in", "port": 443, "ports": "443", "transport": "tcp",
+                "protocol": null, "configured": true, "users": [user], "group_total": payload,
+                "kernel": {"input_bytes": 4_000_000, "output_bytes": 5_000_000,
+                           "input_packets": 1, "output_packets": 2},
+                "overhead_ratio": null, "unattributed_bytes": 6_000_000}],
+            "unplaced": [], "system_total": total,
+            "relay": {"input_bytes": 7_000_000, "output_bytes": 8_000_000},
+            "anomalies": [], "events": [],
+        });
+        let document: Document = serde_json::from_value(document).unwrap();
+        for (unit, own) in [(Unit::Gib, "MiB"), (Unit::Gb, "MB")] {
+            for text in [
+                table(&document, Part::Whole, unit),
+                table(&document, Part::Total, unit),
+                plain(&document, Part::Whole, unit),
+            ] {
+                let words: Vec<_> = text.split([' ', '\n', ',', ')']).collect();
+                let units = words.iter().filter(|word| ["KB", "KiB", "MB", "MiB"].contains(word));
+                assert!(
+                    units.clone().count() > 2 && units.clone().all(|word| *word == own),
+                    "{text}"
+                );
+            }
+        }
+        assert!(live(&document, 20).contains("1.9 MB"), "as the table beside it");
+    }
 }
