@@ -3,7 +3,7 @@
 //! A subject may have numbers of several layers. Each is a [`Series`] or [`Ranking`] of its own: they
 //! stand side by side and are never added.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     billing::{Counting, Unit},
@@ -58,6 +58,36 @@ pub struct Series {
 }
 
 impl Series {
+    /// What is paid for of all of it, where that can be told.
+    ///
+    /// A bill is of a billing month, and the larger direction of two of them is not that of both together. So
+    /// where that is what counts, months are added up as they stand in the rows, and shorter periods by the
+    /// billing month that each of them is in. A week that is in two of them is paid for in neither: then it
+    /// is not known.
+    pub fn billed(&self, terms: &Terms, period: Period) -> Option<u64> {
+        let Terms { calendar, counting, .. } = terms;
+        if *counting != Counting::Larger {
+            return Some(counting.of(self.total.traffic));
+        }
+        let month = |at| calendar.period(Period::Billing, at);
+        let mut bills: BTreeMap<i64, Traffic> = BTreeMap::new();
+        for row in &self.rows {
+            let Some(usage) = row.usage else { continue };
+            let bill = match period {
+                Period::Month | Period::Billing => row.period,
+                Period::Minutes | Period::Hour | Period::Day | Period::Week => {
+                    month(row.span.begin)
+                }
+            };
+            if period == Period::Week && !bill.contains(row.span.end - 1) {
+                return None;
+            }
+            let sum = bills.entry(bill.begin).or_default();
+            *sum = sum.plus(usage.traffic);
+        }
+        Some(bills.into_values().map(|sum| counting.of(sum)).fold(0, u64::saturating_add))
+    }
+
     /// The bytes that are paid for in the busiest period.
     pub fn largest(&self, counting: Counting) -> u64 {
         let billed = |row: &Row| row.usage.map_or(0, |usage| counting.of(usage.traffic));
@@ -213,6 +243,30 @@ pub struct Standing {
     pub billing: Vec<Usage>,
     /// Since the ledger began.
     pub ever: Vec<Usage>,
+    /// The same, billing month by billing month, where what is paid for is not the sum of them.
+    pub months: Vec<Vec<Usage>>,
+}
+
+impl Standing {
+    /// What is paid for since ever, of one layer: the sum of all bills.
+    pub fn billed(&self, ever: Usage, counting: Counting) -> u64 {
+        if counting != Counting::Larger {
+            return counting.of(ever.traffic);
+        }
+        let bills = self.months.iter().flatten().filter(|usage| usage.layer == ever.layer);
+        bills.map(|usage| counting.of(usage.traffic)).fold(0, u64::saturating_add)
+    }
+}
+
+/// The billing months of which bills have to be added up one by one; none where what is paid for of all is that
+/// of the sum.
+pub fn bills(terms: &Terms, extent: Option<Span>) -> Vec<Span> {
+    match extent {
+        Some(extent) if terms.counting == Counting::Larger => {
+            terms.calendar.periods(Period::Billing, extent).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// One subject of a summary.
@@ -310,5 +364,64 @@ mod tests {
         assert_eq!(bytes(&series[1]), [Some(5), None, Some(8)]);
         assert_eq!(series[1].total, usage(Layer::L3, 13, Coverage::Gap));
         assert_eq!(series[1].largest(Counting::Both), 8);
+    }
+
+    /// What is billed in total of rows of a period: ten days with more input, then ten with more output.
+    #[track_caller]
+    fn billed(period: Period, billing_day: u8, asked: Span) -> Option<u64> {
+        let terms = Terms {
+            calendar: Calendar::new(jiff::tz::TimeZone::UTC, billing_day).unwrap(),
+            counting: Counting::Larger,
+            ..Terms::default()
+        };
+        let rows = rows(&terms.calendar, period, asked, asked, i64::MAX - 1);
+        let turn = asked.begin + 10 * 24 * HOUR;
+        let booked: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                let hours = |span: Span| span.seconds() / 3600;
+                let before = hours(row.span.within(Span { end: turn, ..asked }));
+                let traffic = Traffic {
+                    input_bytes: 3 * before,
+                    output_bytes: 4 * (hours(row.span) - before),
+                    ..Traffic::default()
+                };
+                vec![Usage { layer: Layer::L3, traffic, coverage: Coverage::Complete }]
+            })
+            .collect();
+        series(&rows, &booked)[0].billed(&terms, period)
+    }
+
+    #[test]
+    fn the_larger_direction_is_billed_month_by_month() {
+        const DAY: i64 = 24 * HOUR;
+        // 2026-01-22 and twenty days: ten in January, ten in February.
+        let asked = Span { begin: 1_769_040_000, end: 1_769_040_000 + 20 * DAY };
+        let (input, output) = (3 * 240, 4 * 240);
+        for period in [Period::Hour, Period::Day, Period::Month, Period::Billing] {
+            assert_eq!(billed(period, 1, asked), Some(input + output), "{}", period.name());
+        }
+        // Of a billing month that has both, the larger direction alone is paid for.
+        for period in [Period::Hour, Period::Day, Period::Week, Period::Billing] {
+            assert_eq!(billed(period, 15, asked), Some(output), "{}", period.name());
+        }
+        // One of the weeks is in two billing months.
+        assert_eq!(billed(Period::Week, 1, asked), None);
+    }
+
+    #[test]
+    fn what_is_billed_since_ever_is_the_sum_of_the_months() {
+        let both = |input_bytes, output_bytes| Usage {
+            layer: Layer::L3,
+            traffic: Traffic { input_bytes, output_bytes, ..Traffic::default() },
+            coverage: Coverage::Complete,
+        };
+        let standing = Standing {
+            ever: vec![both(11, 11)],
+            months: vec![vec![both(10, 1)], vec![both(1, 10)]],
+            ..Standing::default()
+        };
+        let billed = |counting| standing.billed(standing.ever[0], counting);
+        assert_eq!([Counting::Both, Counting::Larger, Counting::Output].map(billed), [22, 20, 11]);
     }
 }

@@ -86,6 +86,11 @@ pub(super) struct UsageJson {
 }
 
 impl UsageJson {
+    /// The same with what is billed, where that is not of the sum.
+    pub(super) fn billed(self, billed_bytes: Option<u64>) -> Self {
+        Self { billed_bytes, ..self }
+    }
+
     pub(super) fn new(usage: Option<Usage>, kind: SubjectKind, terms: &Terms) -> Self {
         let traffic = usage.map(|usage| usage.traffic);
         let packets = traffic.filter(|_| usage.is_some_and(|usage| has_packets(kind, usage.layer)));
@@ -134,10 +139,15 @@ pub(super) struct LayerUsageJson {
 }
 
 impl LayerUsageJson {
-    pub(super) fn all(usages: &[Usage], kind: SubjectKind, terms: &Terms) -> Vec<Self> {
+    pub(super) fn all(
+        usages: &[Usage],
+        kind: SubjectKind,
+        terms: &Terms,
+        billed: impl Fn(Usage) -> u64,
+    ) -> Vec<Self> {
         let one = |usage: &Usage| Self {
             layer: usage.layer.name(),
-            usage: UsageJson::new(Some(*usage), kind, terms),
+            usage: UsageJson::new(Some(*usage), kind, terms).billed(Some(billed(*usage))),
         };
         usages.iter().map(one).collect()
     }
@@ -223,7 +233,9 @@ pub(super) fn layer_text(kind: SubjectKind, layer: Layer) -> &'static str {
 pub(super) fn billed_text(terms: &Terms) -> &'static str {
     match terms.counting {
         Counting::Both => "both directions",
-        Counting::Larger => "the larger direction of each period",
+        Counting::Larger => {
+            "the larger direction of each period; of more than one, that of each billing month"
+        }
         Counting::Output => "output alone",
     }
 }

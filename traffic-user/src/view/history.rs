@@ -78,7 +78,8 @@ pub fn json(report: &HistoryReport) -> serde_json::Result<String> {
     let series = |series: &Series| SeriesJson {
         layer: series.layer.name(),
         periods: series.rows.iter().map(|row| RowJson::new(report, row)).collect(),
-        total: UsageJson::new(Some(series.total), kind(report), &report.terms),
+        total: UsageJson::new(Some(series.total), kind(report), &report.terms)
+            .billed(series.billed(&report.terms, report.period)),
     };
     serde_json::to_string(&DocumentJson {
         head: Head::new("history", report.taken_at, &report.host, &report.terms),
@@ -189,18 +190,19 @@ fn layer(report: &HistoryReport, series: &Series, columns: Option<usize>) -> Str
         headers.push("NOTE");
     }
     let mut table = grid(&headers, 1);
-    let mut line = |name: String, usage: Option<Usage>, note: String| {
-        let bytes = |of: &dyn Fn(Usage) -> u64| {
-            let text = usage.map(|usage| bytes_in(report.terms.unit, of(usage), 1));
+    let mut line = |name: String, usage: Option<Usage>, paid: Option<u64>, note: String| {
+        let shown = |bytes: Option<u64>| {
+            let text = bytes.map(|bytes| bytes_in(report.terms.unit, bytes, 1));
             text.unwrap_or_else(|| UNKNOWN.to_owned())
         };
+        let bytes = |of: &dyn Fn(Usage) -> u64| shown(usage.map(of));
         let mut cells = vec![
             bytes(&|usage| usage.traffic.input_bytes),
             bytes(&|usage| usage.traffic.output_bytes),
             bytes(&|usage| usage.traffic.bytes()),
         ];
         if billed {
-            cells.push(bytes(&|usage| counting.of(usage.traffic)));
+            cells.push(shown(paid));
         }
         if noted {
             cells.push(note);
@@ -213,9 +215,11 @@ fn layer(report: &HistoryReport, series: &Series, columns: Option<usize>) -> Str
     };
     for row in &series.rows {
         let name = row_name(&report.terms.calendar, report.period, row.period.begin);
-        line(name, row.usage, note(row));
+        let paid = row.usage.map(|usage| counting.of(usage.traffic));
+        line(name, row.usage, paid, note(row));
     }
-    line("total".to_owned(), Some(series.total), String::new());
+    let paid = series.billed(&report.terms, report.period);
+    line("total".to_owned(), Some(series.total), paid, String::new());
     let bars = |width: usize| {
         let most = series.rows.iter().filter_map(|row| row.usage);
         let most = most.map(|usage| usage.traffic.bytes()).max().unwrap_or(0);

@@ -48,12 +48,16 @@ struct LineJson {
 pub fn json(report: &SummaryReport) -> serde_json::Result<serde_json::Value> {
     let line = |line: &StandingLine| {
         let kind = line.who.subject.kind();
-        let all = |usages: &[Usage]| LayerUsageJson::all(usages, kind, &report.terms);
+        let standing = &line.standing;
+        let counting = report.terms.counting;
+        let one = |usage: Usage| counting.of(usage.traffic);
+        let all = |usages: &[Usage]| LayerUsageJson::all(usages, kind, &report.terms, one);
+        let ever = |usage: Usage| standing.billed(usage, counting);
         LineJson {
             who: WhoJson::from(&line.who),
-            today: all(&line.standing.today),
-            billing: all(&line.standing.billing),
-            ever: all(&line.standing.ever),
+            today: all(&standing.today),
+            billing: all(&standing.billing),
+            ever: LayerUsageJson::all(&standing.ever, kind, &report.terms, ever),
         }
     };
     serde_json::to_value(DocumentJson {
@@ -74,8 +78,15 @@ pub fn table(report: &SummaryReport) -> String {
     let Some(extent) = report.extent else {
         return format!("{}: nothing was booked yet\n", report.host);
     };
-    let month = format!("SINCE {}", calendar.label(Period::Billing, report.billing.begin));
-    let ever = format!("SINCE {}", calendar.label(Period::Day, extent.begin));
+    let month = calendar.label(Period::Billing, report.billing.begin);
+    let ever = calendar.label(Period::Day, extent.begin);
+    // Two columns of one name would be told apart by nobody.
+    let (month, ever, dates) = if month == ever {
+        let dates = format!("this billing month and all that is booked begin on {month}\n");
+        ("THIS BILLING MONTH".to_owned(), "EVER".to_owned(), Some(dates))
+    } else {
+        (format!("SINCE {month}"), format!("SINCE {ever}"), None)
+    };
     let mut table = grid(&["WHO", "LAYER", "TODAY", &month, &ever], 2);
     let mut layers: Vec<(SubjectKind, Layer)> = Vec::new();
     for line in report.lines.iter().chain(&report.users) {
@@ -86,12 +97,14 @@ pub fn table(report: &SummaryReport) -> String {
             if !layers.contains(&(kind, layer)) {
                 layers.push((kind, layer));
             }
-            let bytes = |usages: &[Usage]| {
+            let counting = report.terms.counting;
+            let one = |usage: Usage| counting.of(usage.traffic);
+            let ever = |usage: Usage| line.standing.billed(usage, counting);
+            let bytes = |usages: &[Usage], billed: &dyn Fn(Usage) -> u64| {
                 let usage = usages.iter().find(|usage| usage.layer == layer);
-                let billed = usage.map(|usage| report.terms.counting.of(usage.traffic));
-                billed.map_or_else(
+                usage.map_or_else(
                     || UNKNOWN.to_owned(),
-                    |bytes| bytes_in(report.terms.unit, bytes, 2),
+                    |usage| bytes_in(report.terms.unit, billed(*usage), 2),
                 )
             };
             let name = match &line.who.subject {
@@ -108,7 +121,11 @@ pub fn table(report: &SummaryReport) -> String {
                 false => layer.name().to_owned(),
             };
             let standing = &line.standing;
-            let cells = [bytes(&standing.today), bytes(&standing.billing), bytes(&standing.ever)];
+            let cells = [
+                bytes(&standing.today, &one),
+                bytes(&standing.billing, &one),
+                bytes(&standing.ever, &ever),
+            ];
             let mut row = vec![Cell::new(name), Cell::new(layer_name)];
             row.extend(cells.map(|cell| Cell::new(cell).set_alignment(CellAlignment::Right)));
             table.add_row(row);
@@ -121,6 +138,7 @@ pub fn table(report: &SummaryReport) -> String {
         calendar.zone_name(),
         table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
     );
+    text.push_str(&dates.unwrap_or_default());
     let hidden = report.active_users.saturating_sub(report.users.len());
     if hidden > 0 {
         text.push_str(&format!("and {hidden} more users with less traffic\n"));

@@ -64,7 +64,7 @@ layer 3 bytes, as on the wire
  2026-11-24 Tue     0 B    1.0 kB  1.0 kB  1.0 kB  so far
  total           1.5 GB    4.5 GB  6.0 GB  4.5 GB
 
-billed: the larger direction of each period
+billed: the larger direction of each period; of more than one, that of each billing month
 ";
     assert_eq!(table(&group(), None), want);
 }

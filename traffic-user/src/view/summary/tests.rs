@@ -19,7 +19,7 @@ fn report() -> SummaryReport {
     let line = |subject, usages: [Vec<Usage>; 3]| {
         let [today, billing, ever] = usages;
         let who = Who { subject, name: None };
-        StandingLine { who, standing: Standing { today, billing, ever } }
+        StandingLine { who, standing: Standing { today, billing, ever, months: Vec::new() } }
     };
     let host =
         [vec![], vec![usage(Layer::L3, 1 << 30, 0)], vec![usage(Layer::L3, 1 << 30, 1 << 30)]];
@@ -67,6 +67,29 @@ user l3: his share of the wire, layer 3 bytes
     assert_eq!(table(&report()), want);
     let empty = SummaryReport { extent: None, ..report() };
     assert_eq!(table(&empty), "vps1: nothing was booked yet\n");
+}
+
+#[test]
+fn columns_that_would_have_one_name_are_told_apart() {
+    let month = report().billing;
+    let text = table(&SummaryReport { extent: Some(Span { end: NOW, ..month }), ..report() });
+    let heads = text.lines().nth(2).unwrap();
+    assert!(heads.contains(" TODAY  THIS BILLING MONTH  ") && heads.ends_with(" EVER"), "{text}");
+    assert!(
+        text.contains("\nthis billing month and all that is booked begin on 2026-11-01\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_larger_direction_since_ever_is_that_of_each_month() {
+    let mut report = report();
+    report.terms.counting = crate::accounting::billing::Counting::Larger;
+    report.lines[0].standing.months =
+        vec![vec![usage(Layer::L3, 1 << 30, 0)], vec![usage(Layer::L3, 0, 1 << 30)]];
+    assert_eq!(json(&report).unwrap()["subjects"][0]["ever"][0]["billed_bytes"], 2_u64 << 30);
+    let host = table(&report).lines().find(|line| line.starts_with(" host")).unwrap().to_owned();
+    assert!(host.ends_with("1.00 GiB          2.00 GiB"), "{host}");
 }
 
 #[test]
