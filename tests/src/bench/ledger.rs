@@ -125,7 +125,8 @@ impl Books {
     /// lies between that time and now.
     fn make(extent: Extent) -> Result<Self> {
         let end = (now()? - 3 * HOUR).div_euclid(DAY) * DAY;
-        let sample = Sample { users: extent.users.into(), days: extent.days, hours: HOURS, end };
+        let sample =
+            Sample { users: extent.users.into(), groups: 0, days: extent.days, hours: HOURS, end };
         let folder = Folder::new("ledger")?;
         let begin = Instant::now();
         let payload = generate(&folder.0, sample)?.bytes();

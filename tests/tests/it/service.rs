@@ -33,7 +33,7 @@ use traffic_user::{
         subject::SubjectKind,
         usage::{Bucket, By, Level, Span},
     },
-    ledger::{Reader, Sample, generate},
+    ledger::{Reader, Sample, Wanted, generate},
 };
 
 /// Layer-3 bytes of each datagram.
@@ -323,7 +323,7 @@ fn a_reload_changes_how_long_buckets_are_kept() {
     let (users, hours, day) = (3, 4, 24 * 3600);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs();
     let end = i64::try_from(now / day * day - day).expect("a time");
-    generate(&site.state, Sample { users, days: 1, hours, end }).expect("make a ledger");
+    generate(&site.state, Sample { users, groups: 0, days: 1, hours, end }).expect("make a ledger");
     let reader = || Reader::open(&site.state).expect("open the ledger").expect("a ledger");
     // Of each length: buckets of these users, in two layers.
     let kept = || {
@@ -333,7 +333,9 @@ fn a_reload_changes_how_long_buckets_are_kept() {
                 count += u32::from(bucket.subject.kind() == SubjectKind::User);
                 ControlFlow::Continue(())
             };
-            reader().buckets(Span::ALL, Some(level), None, &mut each).expect("ask the ledger");
+            reader()
+                .buckets(Span::ALL, Wanted { level: Some(level), subjects: None }, &mut each)
+                .expect("ask the ledger");
             count
         })
     };

@@ -161,6 +161,17 @@ pub struct Ranking {
     pub total: Option<Usage>,
 }
 
+/// What a subject was booked in several spans of time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Booked {
+    /// Who.
+    pub subject: Subject,
+    /// What it is called now. Foreign text.
+    pub name: Option<Arc<str>>,
+    /// For each span one sum a layer.
+    pub usages: Vec<Vec<Usage>>,
+}
+
 /// A subject of which there are records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {

@@ -18,7 +18,8 @@ use super::{
     file, history, top,
 };
 use crate::{
-    accounting::usage::{Level, Span},
+    accounting::usage::{Event, Level, Span},
+    ledger::Wanted,
     view::bucket::{About, Format, Writer},
 };
 
@@ -138,8 +139,8 @@ fn buckets(common: &Common, args: &Args, asked: &BucketArgs, format: Format) -> 
         LevelChoice::Hour => Level::Hour,
         LevelChoice::Day => Level::Day,
     });
-    let subjects = if asked.host || asked.whose.is_named() {
-        books.whose(&asked.whose)?.into_iter().map(|who| Some(who.subject)).collect()
+    let subjects: Option<Vec<_>> = if asked.host || asked.whose.is_named() {
+        Some(books.whose(&asked.whose)?.into_iter().map(|who| who.subject).collect())
     } else {
         vec![None]
     };
@@ -147,20 +148,16 @@ fn buckets(common: &Common, args: &Args, asked: &BucketArgs, format: Format) -> 
     let progress = Progress::new(reached, args.output.is_some());
     file::write(args.output.as_deref(), |to| {
         let mut writer = Writer::buckets(to, format, about(&books, span))?;
-        for subject in &subjects {
-            let mut failed = None;
-            books.reader.buckets(span, level, subject.as_ref(), &mut |bucket| {
-                progress.at(bucket.span.begin);
-                match writer.bucket(&bucket) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(error) => {
-                        failed = Some(error);
-                        ControlFlow::Break(())
-                    }
+        let mut failed = None;
+        books.reader.buckets(span, wanted, &mut |bucket| {
+            progress.at(bucket.span.begin);
+            match writer.bucket(&bucket) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+    let wanted = Wanted { level, subjects: subjects.as_deref() };
                 }
-            })?;
-            if let Some(error) = failed {
-                return Err(error).context("cannot write a bucket");
             }
         }
         writer.finish()?;
@@ -176,6 +173,9 @@ struct Progress {
     span: Span,
     started: Instant,
     shown: std::cell::Cell<bool>,
+        })?;
+        if let Some(error) = failed {
+            return Err(error).context("cannot write a bucket");
 }
 
 impl Progress {

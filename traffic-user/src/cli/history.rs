@@ -126,9 +126,11 @@ pub(super) fn gather(common: &Common, asked: &Question) -> Result<HistoryReport>
     let rows = rows(&books.terms.calendar, usual.period, span, books.extent, books.now);
     let spans: Vec<_> = rows.iter().map(|row| row.span).collect();
     let mut booked: Vec<Vec<Usage>> = vec![Vec::new(); spans.len()];
-    for who in &subjects {
-        for (all, own) in booked.iter_mut().zip(books.reader.history(&who.subject, &spans)?) {
-            all.extend(own);
+    books.reader.at_once(|reader| -> Result<()> {
+        for who in &subjects {
+            for (all, own) in booked.iter_mut().zip(reader.history(&who.subject, &spans)?) {
+                all.extend(own);
+            }
         }
     }
     Ok(HistoryReport {

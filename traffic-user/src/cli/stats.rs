@@ -66,8 +66,10 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let unit = common.config.unit.unwrap_or_default();
     loop {
         let mut document = gather(common, args)?;
-        // What is counted now can be told without the ledger, so its troubles are only mentioned.
-        let ledger = summary::gather(common).unwrap_or_else(|error| {
+        // CSV and plain text do not show it. What is counted now can be told without it, so its troubles are only
+        // mentioned.
+        let ledger = if args.csv || args.txt { Ok(None) } else { summary::gather(common) };
+        let ledger = ledger.unwrap_or_else(|error| {
             tracing::warn!("the ledger is left out: {error:#}");
             None
         });
@@ -75,7 +77,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         let text = if common.json {
             format!("{}\n", document.json()?)
         } else if args.csv {
-            stats::csv(&document, part)?
+            stats::csv(&document, part)
         } else if args.txt {
             stats::plain(&document, part, unit)
         } else {

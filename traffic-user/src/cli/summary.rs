@@ -1,6 +1,6 @@
 //! `traffic` without a verb: today, this billing month and since ever.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::{Result, bail};
 
@@ -11,10 +11,10 @@ use super::{
 };
 use crate::{
     accounting::{
-        history::{Standing, StandingLine, SummaryReport, Terms, Who, rank},
+        history::{Standing, StandingLine, SummaryReport, Terms, Who, bills, rank},
         period::{Period, Span},
         subject::{Subject, SubjectKind},
-        usage::By,
+        usage::{By, Usage},
     },
     ledger::Reader,
     view::summary,
@@ -50,24 +50,24 @@ pub(super) fn gather(common: &Common) -> Result<Option<SummaryReport>> {
 
 fn read(reader: &Reader, terms: Terms, host: String, now: i64) -> Result<SummaryReport> {
     let today = terms.calendar.period(Period::Day, now);
+    reader.at_once(|reader| read_at_once(reader, terms, host, now))
+}
+
+fn read_at_once(reader: &Reader, terms: Terms, host: String, now: i64) -> Result<SummaryReport> {
     let billing = terms.calendar.period(Period::Billing, now);
-    let one = |subject: &Subject, span: Span| -> Result<_> {
-        Ok(reader.history(subject, &[span])?.pop().unwrap_or_default())
-    };
-    let standing = |subject: &Subject| -> Result<Standing> {
-        Ok(Standing {
-            today: one(subject, today)?,
-            billing: one(subject, billing)?,
-            ever: reader.totals(subject)?,
-        })
+    let extent = reader.extent()?;
+    let spans = [&[today, billing, Span::ALL][..], &bills(&terms, extent)].concat();
+    let line = |subject: Subject, name: Option<Arc<str>>, usages: Vec<Vec<Usage>>| {
+        let mut usages = usages.into_iter();
+        let mut next = || usages.next().unwrap_or_default();
+        let (today, billing, ever) = (next(), next(), next());
+        let standing = Standing { today, billing, ever, months: usages.collect() };
+        StandingLine { who: Who { subject, name }, standing }
     };
     let mut lines = Vec::new();
     for kind in [SubjectKind::Host, SubjectKind::Relay, SubjectKind::Group] {
-        for known in reader.subjects(Some(kind))? {
-            let standing = standing(&known.subject)?;
-            let who = Who { subject: known.subject, name: known.name };
-            lines.push(StandingLine { who, standing });
-        }
+        let all = reader.booked(kind, &spans)?.into_iter();
+        lines.extend(all.map(|booked| line(booked.subject, booked.name, booked.usages)));
     }
     let mut users = Vec::new();
     let mut active_users = 0;
@@ -76,17 +76,19 @@ fn read(reader: &Reader, terms: Terms, host: String, now: i64) -> Result<Summary
         let ranking = reader.top(SubjectKind::User, layer, billing, By::Total, MOST_USERS)?;
         active_users = ranking.subjects;
         for place in ranking.places {
-            let standing = standing(&place.subject)?;
-            let who = Who { subject: place.subject, name: place.name };
-            users.push(StandingLine { who, standing });
+            // Few of many: each is looked up, and the others are not read.
+            let one = |span: &Span| -> Result<_> {
+                Ok(reader.history(&place.subject, &[*span])?.pop().unwrap_or_default())
+            };
+            let usages = spans.iter().map(one).collect::<Result<_>>()?;
+            users.push(line(place.subject, place.name, usages));
         }
     }
     let past = Span { end: now + 1, ..today };
     let hours: Vec<Span> = terms.calendar.periods(Period::Hour, past).collect();
     let booked = reader.history(&Subject::Host, &hours)?;
-    let bytes = |hour: &Vec<_>| {
-        let first =
-            hour.iter().min_by_key(|usage: &&crate::accounting::usage::Usage| rank(usage.layer));
+    let bytes = |hour: &Vec<Usage>| {
+        let first = hour.iter().min_by_key(|usage| rank(usage.layer));
         first.map_or(0, |usage| usage.traffic.bytes())
     };
     Ok(SummaryReport {
@@ -94,7 +96,7 @@ fn read(reader: &Reader, terms: Terms, host: String, now: i64) -> Result<Summary
         host,
         today,
         billing,
-        extent: reader.extent()?,
+        extent,
         lines,
         users,
         active_users,

@@ -87,12 +87,12 @@ pub(super) fn gather(common: &Common, asked: &Question) -> Result<TopReport> {
         ByChoice::Down => By::Down,
     };
     let most = usize::try_from(asked.limit).unwrap_or(usize::MAX);
-    let mut layers = books.reader.layers(kind, span)?;
-    layers.sort_by_key(|layer| rank(*layer));
-    let mut rankings = Vec::new();
-    for layer in layers {
-        rankings.push((layer, books.reader.top(kind, layer, span, by, most)?));
-    }
+    let rankings = books.reader.at_once(|reader| {
+        let mut layers = reader.layers(kind, span)?;
+        layers.sort_by_key(|layer| rank(*layer));
+        let ranking = |layer| Ok((layer, reader.top(kind, layer, span, by, most)?));
+        layers.into_iter().map(ranking).collect::<Result<Vec<_>>>()
+    })?;
     Ok(TopReport {
         taken_at: books.now,
         host: books.host,

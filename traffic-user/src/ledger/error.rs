@@ -80,6 +80,18 @@ pub enum LedgerError {
         /// Its schema.
         found: u32,
     },
+    /// Short buckets were let go while they were read one by one.
+    #[error("the shortest buckets of the time that was just read in the ledger {} were let go", .path.display())]
+    LetGo {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// It is a folder.
+    #[error("the ledger {} is a folder", .path.display())]
+    Folder {
+        /// Which one.
+        path: PathBuf,
+    },
     /// It is a database of something else.
     #[error("{} is a database, but no ledger of ours", .path.display())]
     Foreign {
@@ -146,6 +158,12 @@ impl LedgerError {
             }
             Self::TooOld { .. } => {
                 "start `traffic run` once: it brings the ledger up to date".into()
+            }
+            Self::LetGo { .. } => {
+                "begin again, and take the lines faster; or ask for one length with --level".into()
+            }
+            Self::Folder { .. } => {
+                "move that folder away, or choose another folder with --state".into()
             }
             Self::Foreign { .. } => {
                 "move that file away, or choose another folder with --state".into()

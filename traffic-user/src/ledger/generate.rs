@@ -20,9 +20,11 @@ use crate::accounting::{
 pub struct Sample {
     /// How many users; user `n` is `user-n@example.org`.
     pub users: u32,
+    /// How many groups; group `n` has the port `n`.
+    pub groups: u32,
     /// Over how many days, the last of which ends at `end`.
     pub days: u32,
-    /// In how many hours of a day each user moves something, at most 24.
+    /// In how many hours of a day each of them moves something, at most 24.
     pub hours: u32,
     /// Seconds of Unix time, at midnight of UTC.
     pub end: i64,
@@ -57,6 +59,13 @@ pub fn generate(folder: &Path, sample: Sample) -> Result<Traffic, LedgerError> {
             let email = format!("user-{user}@example.org");
             statement.execute((user, email, first, sample.end - HOUR))?;
         }
+        let mut statement = db.prepare_cached(
+            "INSERT INTO subject (id, kind, key, first, last) VALUES (?1, 'group', ?2, ?3, ?4)",
+        )?;
+        for group in 1..=sample.groups {
+            let key = format!("{group}/tcp");
+            statement.execute((sample.users + group, key, first, sample.end - HOUR))?;
+        }
         Ok(())
     })?;
     let mut total = Traffic::default();
@@ -73,7 +82,7 @@ pub fn generate(folder: &Path, sample: Sample) -> Result<Traffic, LedgerError> {
                 Ok::<_, rusqlite::Error>(node.id)
             };
             let age = sample.end - day.end;
-            let mut sums = Rows::new(sample.users);
+            let mut sums = Rows::new(sample.users + sample.groups);
             let whole = make(Level::Day, day, None)?;
             let mut blocks = Vec::new();
             for hour in 0..24 {
@@ -94,15 +103,16 @@ pub fn generate(folder: &Path, sample: Sample) -> Result<Traffic, LedgerError> {
             blocks.push((whole, sums.day.clone()));
             blocks.sort_unstable_by_key(|(id, _)| *id);
             for (id, block) in &blocks {
-                write(db, *id, block)?;
+                write(db, *id, block, sample.users)?;
             }
-            Ok(sums.day.iter().map(|(_, payload, _)| *payload).sum())
+            let of_users = sums.day.iter().filter(|(number, ..)| *number <= sample.users);
+            Ok(of_users.map(|(_, payload, _)| *payload).sum())
         })?);
     }
     Ok(total)
 }
 
-/// User, payload and wire, in the order of the users.
+/// Number of a user, or behind them of a group; payload and wire; in the order of the numbers.
 type Block = Vec<(u32, Traffic, Traffic)>;
 
 struct Rows {
@@ -110,10 +120,9 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(users: u32) -> Self {
-        Self {
-            day: (1..=users).map(|user| (user, Traffic::default(), Traffic::default())).collect(),
-        }
+    fn new(subjects: u32) -> Self {
+        let none = Traffic::default();
+        Self { day: (1..=subjects).map(|number| (number, none, none)).collect() }
     }
 
     /// What is moved in an hour, which is added to the day.
@@ -145,14 +154,24 @@ fn share_of(block: &Block, part: u64) -> Block {
     block.iter().map(|(user, payload, wire)| (*user, share(*payload), share(*wire))).collect()
 }
 
-fn write(db: &rusqlite::Connection, bucket: i64, block: &Block) -> rusqlite::Result<()> {
-    for layer in [Layer::L3, Layer::Payload] {
-        let book = Book::new(SubjectKind::User, layer);
+fn write(
+    db: &rusqlite::Connection,
+    bucket: i64,
+    block: &Block,
+    users: u32,
+) -> rusqlite::Result<()> {
+    let (users, groups) = block.split_at(block.partition_point(|(number, ..)| *number <= users));
+    for (kind, layer, block) in [
+        (SubjectKind::Group, Layer::L3, groups),
+        (SubjectKind::User, Layer::L3, users),
+        (SubjectKind::User, Layer::Payload, users),
+    ] {
+        let book = Book::new(kind, layer);
         let sums: Vec<_> = block
             .iter()
-            .map(|(user, payload, wire)| {
+            .map(|(number, payload, wire)| {
                 let traffic = if layer == Layer::Payload { *payload } else { *wire };
-                let key = Key::new(bucket, book, i64::from(*user));
+                let key = Key::new(bucket, book, i64::from(*number));
                 (key, Sum { traffic, coverage: Coverage::Complete })
             })
             .collect();

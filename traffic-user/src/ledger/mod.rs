@@ -14,6 +14,7 @@ mod error;
 mod file;
 mod forest;
 mod generate;
+mod portions;
 mod query;
 mod rows;
 mod schema;
@@ -26,8 +27,9 @@ pub use commit::Ledger;
 pub use error::LedgerError;
 pub use file::{FILE, path};
 pub use generate::{Sample, generate};
+pub use portions::Wanted;
 pub use query::Reader;
-pub use store::{Opened, Store};
+pub use store::{Damaged, Opened, Store};
 pub use tidy::Tidied;
 
 use crate::accounting::{retention::Retention, usage::Span};

@@ -1,8 +1,8 @@
 //! The readers' questions.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
-    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,7 +14,7 @@ use super::{
     commit::cursors,
     error::LedgerError,
     file,
-    forest::{Forest, Node, Part},
+    forest::{Forest, Part},
     rows::{self, SUM, Sum},
     schema,
 };
@@ -22,19 +22,22 @@ use crate::accounting::{
     reading::{Coverage, Layer, Traffic},
     subject::{Subject, SubjectKind},
     tick::Cursors,
-    usage::{Bucket, By, Event, Known, Level, Ranked, Ranking, Span, Usage},
+    usage::{Booked, By, Event, Known, Level, Ranked, Ranking, Span, Usage},
 };
 
 /// The ledger, opened for reading. Works while a daemon writes, and without root for those whom the
-/// state folder lets in. Each question is answered as of one tick.
+/// state folder lets in. Each question is answered as of one tick; several are, as of the same one,
+/// inside [`at_once`](Self::at_once).
 ///
 /// Sums are exact to five minutes for as long as buckets of five minutes are kept, then to the hour, then
 /// to the day: where the end of a span cuts a bucket, all of that belongs to the span that holds its
 /// begin, and the sum's coverage is `Estimated` at best.
 #[derive(Debug)]
 pub struct Reader {
-    path: PathBuf,
-    db: Connection,
+    pub(super) path: PathBuf,
+    pub(super) db: Connection,
+    /// The buckets as of the tick that several questions are answered as of.
+    forest: RefCell<Option<Arc<Forest>>>,
 }
 
 impl Reader {
@@ -54,7 +57,32 @@ impl Reader {
         if usize::try_from(found).unwrap_or(0) < schema::STEPS.len() {
             return Err(LedgerError::TooOld { path, found });
         }
-        Ok(Some(Self { path, db }))
+        Ok(Some(Self { path, db, forest: RefCell::default() }))
+    }
+
+    /// Asks several questions, which are all answered as of one tick: numbers of one report have to
+    /// belong together. The buckets are looked through once for all of them.
+    ///
+    /// Nothing that waits for others belongs in here: meanwhile what the daemon writes cannot be
+    /// written back.
+    ///
+    /// # Errors
+    ///
+    /// Those of the questions, and what SQLite says.
+    pub fn at_once<T, E: From<LedgerError>>(
+        &self,
+        questions: impl FnOnce(&Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        if !self.db.is_autocommit() {
+            return questions(self);
+        }
+        let failed = |cause| LedgerError::of(&self.path, cause);
+        self.forest.take();
+        // Ends when it is dropped; nothing was written that could be committed.
+        let _tx = self.db.unchecked_transaction().map_err(failed)?;
+        let answers = questions(self);
+        self.forest.take();
+        answers
     }
 
     /// From the first booking to the end of the last; `None` when nothing was booked yet.
@@ -63,7 +91,7 @@ impl Reader {
     ///
     /// What SQLite says, here and in all that follows.
     pub fn extent(&self) -> Result<Option<Span>, LedgerError> {
-        self.ask(|db| Ok(rows::forest(db)?.extent()))
+        self.ask(|_| Ok(self.forest()?.extent()))
     }
 
     /// Readings up to which everything is booked.
@@ -82,7 +110,7 @@ impl Reader {
     /// As above.
     pub fn subjects(&self, kind: Option<SubjectKind>) -> Result<Vec<Known>, LedgerError> {
         self.ask(|db| {
-            let forest = rows::forest(db)?;
+            let forest = self.forest()?;
             let mut recent: HashMap<i64, i64> = HashMap::new();
             for node in forest.of_level(Level::Minutes).filter(|node| node.parent.is_none()) {
                 let (first, last) = Key::of_bucket(node.id);
@@ -137,7 +165,7 @@ impl Reader {
         self.ask(|db| {
             let mut history = vec![Vec::new(); spans.len()];
             let Some(number) = number(db, subject)? else { return Ok(history) };
-            let cover = rows::forest(db)?.cover(spans);
+            let cover = self.forest()?.cover(spans);
             let mut statement =
                 db.prepare_cached(&format!("SELECT {SUM} FROM usage WHERE key = ?1"))?;
             for (layer, book) in Book::of_kind(subject.kind()) {
@@ -157,7 +185,43 @@ impl Reader {
         })
     }
 
-    /// The same since ever.
+    /// What every subject of a kind was booked in each of these spans, which may overlap: for each span
+    /// one sum a layer, in the order of the keys. Those of whom there are records are all there.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn booked(&self, kind: SubjectKind, spans: &[Span]) -> Result<Vec<Booked>, LedgerError> {
+        self.ask(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT id, kind, key, name FROM subject WHERE kind = ?1 ORDER BY key",
+            )?;
+            let mut rows = statement.query([kind.name()])?;
+            let mut all = Vec::new();
+            let mut places = HashMap::new();
+            while let Some(row) = rows.next()? {
+                let Some(named) = rows::named(row)? else { continue };
+                places.insert(named.id, all.len());
+                let usages = vec![Vec::new(); spans.len()];
+                all.push(Booked { subject: named.subject, name: named.name, usages });
+            }
+            let forest = self.forest()?;
+            for (n, span) in spans.iter().enumerate() {
+                let cover = forest.cover(&[*span]);
+                for (layer, book) in Book::of_kind(kind) {
+                    for (number, sum) in (0_i64..).zip(sums(db, &cover, book)?) {
+                        let usages = places.get(&number).and_then(|at| all.get_mut(*at));
+                        if let (Some(sum), Some(booked)) = (sum, usages) {
+                            booked.usages[n].push(usage(layer, sum));
+                        }
+                    }
+                }
+            }
+            Ok(all)
+        })
+    }
+
+    /// What a subject was booked since ever.
     ///
     /// # Errors
     ///
@@ -173,7 +237,7 @@ impl Reader {
     /// As above.
     pub fn layers(&self, kind: SubjectKind, span: Span) -> Result<Vec<Layer>, LedgerError> {
         self.ask(|db| {
-            let cover = rows::forest(db)?.cover(&[span]);
+            let cover = self.forest()?.cover(&[span]);
             let mut statement =
                 db.prepare_cached("SELECT 1 FROM usage WHERE key BETWEEN ?1 AND ?2 LIMIT 1")?;
             let mut layers = Vec::new();
@@ -203,23 +267,8 @@ impl Reader {
         most: usize,
     ) -> Result<Ranking, LedgerError> {
         self.ask(|db| {
-            let book = Book::new(kind, layer);
-            // Numbers of subjects are small: a list of all of them is faster than any map.
-            let mut sums: Vec<Option<Sum>> = Vec::new();
-            let mut statement = db.prepare_cached(&format!(
-                "SELECT key, {SUM} FROM usage WHERE key BETWEEN ?1 AND ?2"
-            ))?;
-            for part in rows::forest(db)?.cover(&[span]) {
-                let mut rows = statement.query(Key::of_book(part.id, book))?;
-                while let Some(row) = rows.next()? {
-                    let number = usize::try_from(Key(row.get(0)?).subject()).unwrap_or(0);
-                    if number >= sums.len() {
-                        sums.resize(number + 1, None);
-                    }
-                    let sum = of_part(Sum::read(row, 1)?, &part);
-                    sums[number].get_or_insert_default().add(sum);
-                }
-            }
+            let cover = self.forest()?.cover(&[span]);
+            let sums = sums(db, &cover, Book::new(kind, layer))?;
             rank(db, layer, by, most, sums)
         })
     }
@@ -292,94 +341,55 @@ impl Reader {
         })
     }
 
-    /// Gives what is booked in each bucket that begins in a span, in the order of time, until told to
-    /// break. Says how many it gave.
-    ///
-    /// For `None` these are the shortest buckets that are kept for each time: they add up to the totals.
-    /// Longer ones are made when they are over: the hour that runs is in no bucket of an hour yet.
-    ///
-    /// # Errors
-    ///
-    /// As above.
-    pub fn buckets(
-        &self,
-        span: Span,
-        level: Option<Level>,
-        subject: Option<&Subject>,
-        each: &mut dyn FnMut(Bucket) -> ControlFlow<()>,
-    ) -> Result<u64, LedgerError> {
-        self.ask(|db| {
-            let wanted = match subject {
-                Some(subject) => match number(db, subject)? {
-                    Some(number) => Some(number),
-                    None => return Ok(0),
-                },
-                None => None,
-            };
-            let subjects: HashMap<i64, (Subject, Option<Arc<str>>)> = rows::subjects(db)?
-                .into_iter()
-                .map(|named| (named.id, (named.subject, named.name)))
-                .collect();
-            let mut given = 0;
-            for node in nodes(&rows::forest(db)?, span, level) {
-                let mut statement = db.prepare_cached(&format!(
-                    "SELECT key, {SUM} FROM usage
-                     WHERE key BETWEEN ?1 AND ?2 AND (?3 IS NULL OR (key & 0xffffff) = ?3)"
-                ))?;
-                let (first, last) = Key::of_bucket(node.id);
-                let mut rows = statement.query((first, last, wanted))?;
-                while let Some(row) = rows.next()? {
-                    let key = Key(row.get(0)?);
-                    let Some((subject, name)) = subjects.get(&key.subject()) else { continue };
-                    given += 1;
-                    let bucket = Bucket {
-                        level: node.level,
-                        span: node.span,
-                        subject: subject.clone(),
-                        name: name.clone(),
-                        usage: usage(key.layer(), Sum::read(row, 1)?),
-                    };
-                    if each(bucket).is_break() {
-                        return Ok(given);
-                    }
-                }
-            }
-            Ok(given)
-        })
-    }
-
     /// Answers as of one time, whatever is written meanwhile.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &self,
         question: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, LedgerError> {
-        (|| {
-            let tx = self.db.unchecked_transaction()?;
-            let answer = question(&tx)?;
-            tx.commit()?;
-            Ok(answer)
-        })()
-        .map_err(|cause| LedgerError::of(&self.path, cause))
+        self.at_once(|reader| {
+            question(&reader.db).map_err(|cause| LedgerError::of(&reader.path, cause))
+        })
+    }
+
+    /// The buckets as of the tick of the question.
+    pub(super) fn forest(&self) -> rusqlite::Result<Arc<Forest>> {
+        if let Some(forest) = &*self.forest.borrow() {
+            return Ok(forest.clone());
+        }
+        let forest = Arc::new(rows::forest(&self.db)?);
+        self.forest.replace(Some(forest.clone()));
+        Ok(forest)
     }
 }
 
-fn nodes(forest: &Forest, span: Span, level: Option<Level>) -> Vec<Node> {
-    let mut nodes: Vec<Node> = match level {
-        Some(level) => forest.of_level(level).collect(),
-        None => forest.leaves(),
-    };
-    nodes.retain(|node| span.contains(node.span.begin));
-    nodes
-}
-
-fn number(db: &Connection, subject: &Subject) -> rusqlite::Result<Option<i64>> {
+pub(super) fn number(db: &Connection, subject: &Subject) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached("SELECT id FROM subject WHERE kind = ?1 AND key = ?2")?
         .query_row((subject.kind().name(), subject.key()), |row| row.get(0))
         .optional()
 }
 
-const fn usage(layer: Layer, sum: Sum) -> Usage {
+pub(super) const fn usage(layer: Layer, sum: Sum) -> Usage {
     Usage { layer, traffic: sum.traffic, coverage: sum.coverage }
+}
+
+/// What is in a book in these buckets, by the number of the subject: numbers are small, so that a list of all
+/// of them is faster than any map.
+fn sums(db: &Connection, cover: &[Part], book: Book) -> rusqlite::Result<Vec<Option<Sum>>> {
+    let mut sums: Vec<Option<Sum>> = Vec::new();
+    let mut statement =
+        db.prepare_cached(&format!("SELECT key, {SUM} FROM usage WHERE key BETWEEN ?1 AND ?2"))?;
+    for part in cover {
+        let mut rows = statement.query(Key::of_book(part.id, book))?;
+        while let Some(row) = rows.next()? {
+            let number = usize::try_from(Key(row.get(0)?).subject()).unwrap_or(0);
+            if number >= sums.len() {
+                sums.resize(number + 1, None);
+            }
+            let sum = of_part(Sum::read(row, 1)?, part);
+            sums[number].get_or_insert_default().add(sum);
+        }
+    }
+    Ok(sums)
 }
 
 /// What lies in a bucket that is cut is known, but not on which side of the cut.

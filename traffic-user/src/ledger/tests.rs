@@ -20,6 +20,7 @@ use crate::accounting::{
 
 mod failures;
 mod laws;
+mod questions;
 
 /// A folder that goes when it is dropped.
 struct Folder(PathBuf);
@@ -95,7 +96,7 @@ fn history(reader: &Reader, subject: &Subject, spans: &[Span]) -> Vec<(u64, u64)
 fn all(reader: &Reader, level: Option<Level>) -> Vec<Bucket> {
     let mut buckets = Vec::new();
     let count = reader
-        .buckets(Span::ALL, level, None, &mut |bucket| {
+        .buckets(Span::ALL, Wanted { level, subjects: None }, &mut |bucket| {
             buckets.push(bucket);
             ControlFlow::Continue(())
         })
@@ -375,7 +376,7 @@ fn a_full_sum_takes_no_more_and_stops_nothing() {
 fn free_pages_are_given_back_in_small_steps() {
     let folder = Folder::new();
     let end = 1000 * DAY;
-    generate(&folder.0, Sample { users: 1000, days: 3, hours: 24, end }).unwrap();
+    generate(&folder.0, Sample { users: 1000, groups: 0, days: 3, hours: 24, end }).unwrap();
     let mut ledger = folder.ledger();
     let pages = |ledger: &Ledger| -> i64 {
         ledger.db.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap()
@@ -394,7 +395,7 @@ fn free_pages_are_given_back_in_small_steps() {
 fn a_generated_ledger_adds_up_on_every_level() {
     let folder = Folder::new();
     let end = 20_000 * DAY;
-    let sample = Sample { users: 20, days: 65, hours: 6, end };
+    let sample = Sample { users: 20, groups: 3, days: 65, hours: 6, end };
     let total = generate(&folder.0, sample).unwrap();
     let reader = folder.reader();
     let span_of = |days: i64| span(end - days * DAY, end);
