@@ -115,18 +115,33 @@ pub(super) fn find(common: &Common, when: &When) -> Result<Option<(Reader, Terms
 
 impl Books {
     pub(super) fn open(common: &Common, when: &When) -> Result<Self> {
-        let folder = common.state.to_string_lossy().escape_debug().to_string();
+        match Self::opened(common, when)? {
+            (books, true) => Ok(books),
+            (_, false) => bail!(
+                "the ledger in {} is empty: nothing was booked yet\n  remedy: let `traffic run` count for a while",
+                folder(common)
+            ),
+        }
+    }
+
+    /// A ledger in which nothing is booked yet may have events.
+    pub(super) fn open_for_events(common: &Common, when: &When) -> Result<Self> {
+        Ok(Self::opened(common, when)?.0)
+    }
+
+    /// Says whether anything is booked in it.
+    fn opened(common: &Common, when: &When) -> Result<(Self, bool)> {
         let Some((reader, terms)) = find(common, when)? else {
             bail!(
-                "there is no ledger in {folder}\n  remedy: `traffic run` begins one; --state names another folder"
+                "there is no ledger in {}\n  remedy: `traffic run` begins one; --state names another folder",
+                folder(common)
             );
         };
-        let Some(extent) = reader.extent()? else {
-            bail!(
-                "the ledger in {folder} is empty: nothing was booked yet\n  remedy: let `traffic run` count for a while"
-            );
-        };
-        Ok(Self { reader, terms, host: host(), now: now()?, extent })
+        let now = now()?;
+        let extent = reader.extent()?;
+        let booked = extent.is_some();
+        let extent = extent.unwrap_or(Span { begin: now, end: now });
+        Ok((Self { reader, terms, host: host(), now, extent }, booked))
     }
 
     /// What was asked for; `usual` where that is nothing.
@@ -135,16 +150,26 @@ impl Books {
         Ok(Asked { from, to, last }.range(&self.terms.calendar, usual, self.now)?)
     }
 
-    /// All that there is, where nothing else was asked for.
+    /// All that is booked, where nothing else was asked for.
     pub(super) fn span_or_all(&self, when: &When) -> Result<Span> {
+        self.span_within(when, self.extent)
+    }
+
+    /// All that ever happened, where nothing else was asked for: also before the first booking and after the
+    /// last, and while the clock was wrong.
+    pub(super) fn span_of_events(&self, when: &When) -> Result<Span> {
+        self.span_within(when, Span::ALL)
+    }
+
+    fn span_within(&self, when: &When, all: Span) -> Result<Span> {
         if when.from.is_none() && when.to.is_none() && when.last.is_none() {
-            return Ok(self.extent);
+            return Ok(all);
         }
         let day = Last { count: 1, period: period::Period::Day };
         let span = self.span(when, day)?;
         // An end alone leaves the beginning open.
         let open = when.from.is_none() && when.last.is_none();
-        Ok(if open { Span { begin: self.extent.begin.min(span.end), ..span } } else { span })
+        Ok(if open { Span { begin: all.begin.min(span.end), ..span } } else { span })
     }
 
     /// Whose numbers are wanted: the host's where nothing was said, or of all groups where it was never measured.
@@ -222,6 +247,11 @@ impl Books {
             names.join(", ")
         )
     }
+}
+
+/// The state folder, safe to print.
+fn folder(common: &Common) -> String {
+    common.state.to_string_lossy().escape_debug().to_string()
 }
 
 /// Seconds of Unix time.

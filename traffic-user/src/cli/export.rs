@@ -108,10 +108,11 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         }
         What::Buckets(asked) => buckets(common, args, asked, format)?,
         What::Events { when, limit } => {
-            let books = Books::open(common, when)?;
-            let span = books.span_or_all(when)?;
+            let books = Books::open_for_events(common, when)?;
+            let span = books.span_of_events(when)?;
             let events = books.reader.events(span, limit.unwrap_or(usize::MAX))?;
-            file::write(args.output.as_deref(), |to| {
+            let span = told(span, &books, &events);
+            file::write(&common.state, args.output.as_deref(), |to| {
                 let mut writer = Writer::events(to, format, about(&books, span))?;
                 events.iter().try_for_each(|event| writer.event(event))?;
                 writer.finish()?;
@@ -128,6 +129,19 @@ fn whole(args: &Args, text: &str) -> Result<()> {
 
 const fn about(books: &Books, span: Span) -> About<'_> {
     About { taken_at: books.now, host: books.host.as_str(), terms: &books.terms, span }
+}
+
+/// An open end of what was asked for, as a time that means something: from the first that is known, or to the
+/// last.
+fn told(asked: Span, books: &Books, events: &[Event]) -> Span {
+    let second =
+        |event: &Event| i64::try_from(event.at.div_euclid(1_000_000_000)).unwrap_or(i64::MAX);
+    let first = events.first().map_or(books.extent.begin, second).min(books.extent.begin);
+    let last = events.last().map_or(books.now, second).max(books.now);
+    Span {
+        begin: if asked.begin == i64::MIN { first.min(asked.end) } else { asked.begin },
+        end: if asked.end == i64::MAX { last.saturating_add(1) } else { asked.end },
+    }
 }
 
 /// Writes bucket by bucket: there may be many millions.
