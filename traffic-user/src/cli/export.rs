@@ -100,11 +100,11 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::History(asked) => {
             let text = history::text(&history::gather(common, asked)?, Some(format))?;
-            whole(args, &text)?;
+            whole(common, args, &text)?;
         }
         What::Top(asked) => {
             let text = top::text(&top::gather(common, asked)?, Some(format))?;
-            whole(args, &text)?;
+            whole(common, args, &text)?;
         }
         What::Buckets(asked) => buckets(common, args, asked, format)?,
         What::Events { when, limit } => {
@@ -123,8 +123,8 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn whole(args: &Args, text: &str) -> Result<()> {
-    file::write(args.output.as_deref(), |to| Ok(to.write_all(text.as_bytes())?))
+fn whole(common: &Common, args: &Args, text: &str) -> Result<()> {
+    file::write(&common.state, args.output.as_deref(), |to| Ok(to.write_all(text.as_bytes())?))
 }
 
 const fn about(books: &Books, span: Span) -> About<'_> {
@@ -156,11 +156,12 @@ fn buckets(common: &Common, args: &Args, asked: &BucketArgs, format: Format) -> 
     let subjects: Option<Vec<_>> = if asked.host || asked.whose.is_named() {
         Some(books.whose(&asked.whose)?.into_iter().map(|who| who.subject).collect())
     } else {
-        vec![None]
+        None
     };
+    let wanted = Wanted { level, subjects: subjects.as_deref() };
     let reached = span.within(books.extent);
     let progress = Progress::new(reached, args.output.is_some());
-    file::write(args.output.as_deref(), |to| {
+    file::write(&common.state, args.output.as_deref(), |to| {
         let mut writer = Writer::buckets(to, format, about(&books, span))?;
         let mut failed = None;
         books.reader.buckets(span, wanted, &mut |bucket| {
@@ -170,9 +171,11 @@ fn buckets(common: &Common, args: &Args, asked: &BucketArgs, format: Format) -> 
                 Err(error) => {
                     failed = Some(error);
                     ControlFlow::Break(())
-    let wanted = Wanted { level, subjects: subjects.as_deref() };
                 }
             }
+        })?;
+        if let Some(error) = failed {
+            return Err(error).context("cannot write a bucket");
         }
         writer.finish()?;
         Ok(())
@@ -187,9 +190,6 @@ struct Progress {
     span: Span,
     started: Instant,
     shown: std::cell::Cell<bool>,
-        })?;
-        if let Some(error) = failed {
-            return Err(error).context("cannot write a bucket");
 }
 
 impl Progress {

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use super::{
@@ -63,7 +63,11 @@ impl Form {
     ) -> Result<ExitCode> {
         if let Some(path) = &self.plot {
             let picture = picture()?;
-            file::write(Some(path), |to| Ok(to.write_all(picture.as_bytes())?))?;
+            if path.extension().is_some_and(|ending| !ending.eq_ignore_ascii_case("svg")) {
+                let path = path.to_string_lossy().escape_debug().to_string();
+                bail!("cannot draw {path}: pictures are SVG\n  remedy: let its name end in .svg");
+            }
+            file::write(&common.state, Some(path), |to| Ok(to.write_all(picture.as_bytes())?))?;
         }
         print(&text(self.format(common))?)?;
         Ok(ExitCode::SUCCESS)
@@ -132,7 +136,8 @@ pub(super) fn gather(common: &Common, asked: &Question) -> Result<HistoryReport>
                 all.extend(own);
             }
         }
-    }
+        Ok(())
+    })?;
     Ok(HistoryReport {
         taken_at: books.now,
         host: books.host,
