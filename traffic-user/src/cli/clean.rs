@@ -20,7 +20,7 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     // Not under the feet of a daemon that counts.
-    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns()?) };
+    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns(None)?) };
     let said = meter::clean(&common.pins, args.dry_run)?;
     if common.json {
         let document = json!({

@@ -14,7 +14,7 @@ use crate::{
     daemon::{Question, ask},
     ledger::Reader,
     meter::{
-        self, MeterError,
+        self, Holder, MeterError,
         devices::{Facts, Wanted, choose},
         ebpf::{self, OBJECT},
         host as facts,
@@ -153,6 +153,26 @@ fn ledger(common: &Common) -> Check {
         Err(error) => return Check::fail(NAME, format!("{error:#}"), None),
         Ok(None) => {}
     }
+    let holder = Holder::of_this_netns();
+    let other = match holder {
+        None => "no daemon runs".to_owned(),
+        Some(Holder { pid, books: Some(books) }) => {
+            let here = std::path::absolute(&common.state).is_ok_and(|state| state == books);
+            let books = books.to_string_lossy().escape_debug().to_string();
+            if here {
+                let gone = if common.state.is_dir() { "does not answer in" } else { "has lost" };
+                let found = format!(
+                    "nothing is booked: the daemon that runs (process {pid}) {gone} its state folder {books}"
+                );
+                let remedy = "make the folder again, or put it back: what was counted is kept in memory, and booked then";
+                return Check::fail(NAME, found, Some(remedy.to_owned()));
+            }
+            format!("the daemon that runs (process {pid}) books in {books}")
+        }
+        Some(Holder { pid, books: None }) => {
+            format!("the daemon that runs (process {pid}) keeps no ledger")
+        }
+    };
     let read = Reader::open(&common.state)
         .and_then(|reader| reader.map(|reader| reader.extent()).transpose());
     match read {
@@ -160,7 +180,7 @@ fn ledger(common: &Common) -> Check {
         Ok(Some(None)) => Check::ok(NAME, "nothing is booked yet"),
         Ok(Some(Some(extent))) => {
             let last = time(i128::from(extent.end) * 1_000_000_000);
-            Check::ok(NAME, format!("booked until {last}; no daemon runs"))
+            Check::ok(NAME, format!("booked until {last}; {other}"))
         }
         Err(error) => {
             let remedy = error.remedy();

@@ -136,7 +136,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let kind = if cgroup.is_some() { Some(MeterKind::Ebpf(Hook::Cgroup)) } else { kind };
     let no_ledger = args.no_ledger || config.ledger == Some(false);
     let state_lock = if no_ledger { None } else { Some(state(common)?) };
-    let _lock = Lock::of_this_netns()?;
+    let _lock = Lock::of_this_netns((!no_ledger).then_some(common.state.as_path()))?;
     let started = unix_time();
     let begin = Begin { now: started, boot: boot_id() };
     let typed = live.typed.clone().unwrap_or_default();

@@ -1,9 +1,13 @@
 //! One daemon for each network namespace: a second one would count every byte again.
 
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::{
+        ffi::{OsStrExt as _, OsStringExt as _},
+        fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -21,18 +25,64 @@ pub(super) const RUN_FOLDER: &str = "/run/traffic";
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
-    _file: Flock<File>,
+    file: Flock<File>,
+}
+
+/// Who holds the lock of a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Number of the process.
+    pub pid: u32,
+    /// The state folder whose ledger it writes, if it writes one.
+    pub books: Option<PathBuf>,
+}
+
+impl Holder {
+    /// Who counts in this network namespace; `None` when nobody does or it cannot be told. Takes no lock, so
+    /// that nobody who starts finds one.
+    pub fn of_this_netns() -> Option<Self> {
+        let path = Path::new(RUN_FOLDER).join(format!("netns-{}.lock", netns().ok()?));
+        let mut file = File::open(path).ok()?;
+        let inode = file.metadata().ok()?.ino();
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).ok()?;
+        let mut lines = text.splitn(2, |byte| *byte == b'\n');
+        let pid = std::str::from_utf8(lines.next()?).ok()?.trim().parse().ok()?;
+        let books = lines.next().map(|line| line.strip_suffix(b"\n").unwrap_or(line));
+        let books = books.filter(|line| !line.is_empty());
+        let books = books.map(|line| OsString::from_vec(line.to_vec()).into());
+        let held = fs::read_to_string("/proc/locks").ok()?;
+        is_held(&held, pid, inode).then_some(Self { pid, books })
+    }
+}
+
+/// Whether a line of `/proc/locks`, such as `3: FLOCK  ADVISORY  WRITE 812 00:1a:4711 0 EOF`, says that a process
+/// holds the lock of a file.
+fn is_held(locks: &str, pid: u32, inode: u64) -> bool {
+    locks.lines().any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, "FLOCK", _, _, holder, file, ..] = *fields else { return false };
+        holder.parse() == Ok(pid)
+            && file.rsplit(':').next().and_then(|text| text.parse().ok()) == Some(inode)
+    })
 }
 
 impl Lock {
-    /// Takes the lock of this network namespace.
+    /// Takes the lock of this network namespace. `books` is the state folder whose ledger the holder writes,
+    /// for those who look after it.
     ///
     /// # Errors
     ///
     /// [`MeterError::Busy`] when another daemon has it, [`MeterError::File`] when it cannot be made.
-    pub fn of_this_netns() -> Result<Self, MeterError> {
+    pub fn of_this_netns(books: Option<&Path>) -> Result<Self, MeterError> {
         let folder = run_folder()?;
-        Self::take(&folder.join(format!("netns-{}.lock", netns()?)))
+        let lock = Self::take(&folder.join(format!("netns-{}.lock", netns()?)))?;
+        if let Some(books) = books.and_then(|books| std::path::absolute(books).ok()) {
+            let line = [books.as_os_str().as_bytes(), b"\n"].concat();
+            // The lock is held; this is only for the message.
+            let _written = (&*lock.file).write_all(&line);
+        }
+        Ok(lock)
     }
 
     /// Takes the lock in the file at `path`, which is made if need be and goes when the lock does.
@@ -57,7 +107,8 @@ impl Lock {
             let mut file =
                 Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
                     if error == Errno::EWOULDBLOCK {
-                        MeterError::Busy { pid: text.trim().parse().ok(), lock: path.into() }
+                        let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
+                        MeterError::Busy { pid, lock: path.into() }
                     } else {
                         failed("lock", error.into())
                     }
@@ -78,7 +129,7 @@ impl Lock {
                 }
                 Ok(()) | Err(_) => {}
             }
-            return Ok(Self { path: path.into(), _file: file });
+            return Ok(Self { path: path.into(), file });
         }
     }
 }
@@ -116,4 +167,20 @@ pub fn netns() -> Result<u64, MeterError> {
         path: path.into(),
         cause,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_a_lock_is_told_by_the_kernel() {
+        let locks = "1: POSIX  ADVISORY  WRITE 12 fe:00:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 34 00:1a:4711 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 56 00:1a:4711 0 EOF\n";
+        assert!(is_held(locks, 34, 4711));
+        for (pid, inode) in [(34, 471), (3, 4711), (56, 4711), (12, 77)] {
+            assert!(!is_held(locks, pid, inode), "{pid} {inode}");
+        }
+    }
 }

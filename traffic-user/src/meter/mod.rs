@@ -19,5 +19,5 @@ pub(crate) use error::chain;
 pub use kernel::{
     Meter, Options, clean, clean_rules, clean_rules_of, installed, rules_installed, try_all,
 };
-pub use lock::{Lock, netns};
+pub use lock::{Holder, Lock, netns};
 pub use takeover::Handover;

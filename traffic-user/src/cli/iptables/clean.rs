@@ -36,7 +36,7 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     // Not under the feet of a daemon, which would put them back.
-    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns()?) };
+    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns(None)?) };
     if args.foreign {
         return foreign(common, args);
     }
@@ -50,7 +50,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
 
 /// Takes our rules of one port away and says so: for the menu.
 pub(super) fn port(common: &Common, port: u16) -> Result<()> {
-    let _lock = Lock::of_this_netns()?;
+    let _lock = Lock::of_this_netns(None)?;
     say(common, false, &rules_of(port, false)?, &[])
 }
 
