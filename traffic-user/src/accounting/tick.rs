@@ -22,6 +22,8 @@
 //! | none, and the epoch began under us or after the last reading of any meter | all of it |
 //! | none else | nothing: a new baseline |
 //!
+//! Where there was a ledger that cannot be read any more, the first readings are a gap as well.
+//!
 //! In the life of one process another epoch of a meter is always charged: we saw it begin. Counters
 //! that go on under another name, since the program moved to another hook, have their epoch to tell.
 //! The proxy's counters follow [`payload`]; after a boot of the host all that a proxy counted since
@@ -126,6 +128,8 @@ pub struct State {
     started: i128,
     boot: u64,
     polls: Polls,
+    /// What was booked of them is not known any more.
+    forgot: bool,
     /// Cursor of another boot, until the proxy is polled in this one.
     former: Option<ProxyCursor>,
     /// Boot time from which on a proxy's life was watched; `None` without one.
@@ -179,6 +183,12 @@ impl State {
         }
     }
 
+    /// What was counted before the first readings is not known to be booked, though the ledger once knew: it is
+    /// told, and marked as a gap.
+    pub fn forgot(&mut self) {
+        self.forgot = true;
+    }
+
     /// Merges with a proxy from now on; `boot_time` is the clock of [`ProxySnapshot::boot`].
     pub fn watch_proxy(&mut self, boot_time: i128) {
         self.watched.get_or_insert(boot_time);
@@ -192,8 +202,15 @@ impl State {
         let before = |snapshot: &&Snapshot| self.active.contains(&snapshot.meter);
         let (mut snapshots, others): (Vec<_>, Vec<_>) = frame.snapshots().iter().partition(before);
         snapshots.extend(others);
+        let forgot = !snapshots.is_empty() && std::mem::take(&mut self.forgot);
+        if forgot {
+            self.note(events::forgotten(frame.at()));
+        }
         for snapshot in &snapshots {
-            let (deltas, anomalies) = self.subtract(snapshot, frame.at());
+            let (mut deltas, anomalies) = self.subtract(snapshot, frame.at());
+            if forgot {
+                deltas.coverage = Coverage::Gap;
+            }
             self.book_kernel(&deltas);
             ticked.anomalies.extend(anomalies);
             ticked.kernel.push(deltas);

@@ -18,8 +18,8 @@ use crate::{
         tick::{Begin, Cursors, State},
     },
     config::{Config, Output, interval},
-    daemon::{self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, second_of, unix_time},
-    ledger,
+    daemon::{self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, unix_time},
+    ledger::{self, LedgerError},
     meter::{
         Lock, Meter, MeterError, Options,
         devices::{Facts, Wanted, choose},
@@ -157,10 +157,8 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     // Before anything counts, so that a ledger that cannot be used leaves nothing behind.
     let (state, books) = match &state_lock {
         Some(_) => {
-            let (books, cursors, event) =
-                Books::open(&common.state, live.ledger.clone(), second_of(started))?;
-            let mut state = State::begin(cursors, begin);
-            event.into_iter().for_each(|event| state.note(event));
+            let opened = Books::open(&common.state, live.ledger.clone(), begin);
+            let (books, state) = opened.map_err(or_without_ledger)?;
             (state, Some(books))
         }
         None => (State::begin(Cursors::default(), begin), None),

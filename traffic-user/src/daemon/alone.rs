@@ -52,10 +52,8 @@ pub(crate) fn reset_alone(
         kernel.iter().flat_map(|kernel| kernel.groups.iter()).map(|reading| &*reading.group);
     let inbounds = proxy.iter().flat_map(|proxy| &proxy.inbounds).map(|inbound| &inbound.group);
     let event = period_begins(groups.chain(inbounds), proxy.is_some(), whose, begin.now)?;
-    let (mut books, cursors, news) = Books::open(folder, options, second_of(begin.now))?;
-    let devices = devices_again(&cursors);
-    let mut state = State::begin(cursors, begin);
-    news.into_iter().for_each(|news| state.note(news));
+    let (mut books, mut state) = Books::open(folder, options, begin)?;
+    let devices = devices_again(&state.cursors());
 
     let mut frame = Frame::new(kernel.as_ref().map_or(begin.now, |kernel| kernel.window.end));
     kernel.into_iter().for_each(|kernel| drop(frame.insert(kernel)));

@@ -12,12 +12,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use super::second_of;
 use crate::{
     accounting::{
-        tick::{Cursors, Plan, State},
+        tick::{Begin, Plan, State},
         usage::Event,
     },
-    ledger::{LedgerError, Options, Store},
+    ledger::{Damaged, LedgerError, Options, Store},
 };
 
 /// How long the end waits for the disk.
@@ -64,37 +65,26 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    /// Opens the ledger of a state folder, whose lock the caller holds. Gives what counting goes on
-    /// from, and what is to be known of the ledger. `now` is seconds of Unix time.
+    /// Opens the ledger of a state folder, whose lock the caller holds. Gives the state in which counting
+    /// goes on.
     ///
     /// # Errors
     ///
     /// When the ledger cannot be used at all.
-    pub(crate) fn open(
-        folder: &Path,
-        options: Options,
-        now: i64,
-    ) -> Result<(Self, Cursors, Option<Event>)> {
-        let opened = Store::open(folder, options, now).map_err(|error| {
-            let remedy = error.remedy();
-            anyhow::Error::from(error).context(format!(
-                "nothing can be booked\n  remedy: {remedy}, or run with --no-ledger"
-            ))
-        })?;
+    pub(crate) fn open(folder: &Path, options: Options, begin: Begin) -> Result<(Self, State)> {
+        let now = second_of(begin.now);
+        let opened = Store::open(folder, options, now).context("nothing can be booked")?;
         let refused = opened.refused.map(|error| {
             let remedy = error.remedy();
             (format!("{:#}", anyhow::Error::from(error)), remedy)
         });
-        let event = opened.set_aside.map(|(place, error)| {
-            let what = format!("{error}: set aside as {}, and a new one is begun", place.display());
-            tracing::error!("{what}");
-            Event {
-                at: i128::from(now) * 1_000_000_000,
-                kind: "ledger-damaged".to_owned(),
-                subject: None,
-                what,
+        let mut state = State::begin(opened.cursors, begin);
+        if let Some(Damaged { event, forgotten }) = opened.damaged {
+            tracing::error!("{}", event.what);
+            if forgotten {
+                state.forgot();
             }
-        });
+        }
         let (plans, to_book) = sync_channel::<Order>(1);
         let (told, outcomes) = sync_channel(1);
         let mut store = opened.store;
@@ -130,7 +120,7 @@ impl Books {
         if let Some((why, remedy)) = refused {
             books.refused(now, why, remedy);
         }
-        Ok((books, opened.cursors, event))
+        Ok((books, state))
     }
 
     /// Keeps the ledger in another way from the next plan on.
@@ -277,7 +267,6 @@ mod tests {
         accounting::{
             frame::Frame,
             reading::{Coverage, Epoch, GroupReading, Lanes, Layer, Snapshot, Traffic, Window},
-            tick::Begin,
             usage::Span,
         },
         ledger::{Calendar, Reader},
@@ -347,8 +336,8 @@ mod tests {
             Span { begin, end: begin + DAY }
         });
         let options = Options { calendar, ..Options::default() };
-        let (mut books, cursors, _) = Books::open(&folder.0, options, 0).unwrap();
-        let mut state = State::begin(cursors, Begin { now: 0, boot: 1 });
+        let begin = Begin { now: 0, boot: 1 };
+        let (mut books, mut state) = Books::open(&folder.0, options, begin).unwrap();
         count(&mut state);
         books.book(&mut state, 10);
         assert!(books.wait(&mut state, LAST));

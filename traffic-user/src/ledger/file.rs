@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::error::LedgerError;
 
@@ -112,6 +112,8 @@ pub(super) fn open_alone(path: &Path) -> rusqlite::Result<Option<Connection>> {
     db.busy_timeout(PATIENCE)?;
     db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     Ok(Some(db))
+    // What is damaged is kept as it was found.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
 }
 
 /// Opens the file for reading; `None` when there is none.

@@ -34,15 +34,26 @@ pub struct Opened {
     pub store: Store,
     /// What it goes on from.
     pub cursors: Cursors,
-    /// Where a damaged one was put, and why.
-    pub set_aside: Option<(PathBuf, LedgerError)>,
+    /// What became of a damaged one. It is an event of the new one.
+    pub damaged: Option<Damaged>,
     /// Why it cannot be written now. What it goes on from is known, and a commit opens it later.
     pub refused: Option<LedgerError>,
 }
 
+/// A damaged ledger that was set aside.
+#[derive(Debug)]
+pub struct Damaged {
+    /// What happened, for people.
+    pub event: Event,
+    /// What it was booked up to could not be read: what was counted since then is not known.
+    pub forgotten: bool,
+}
+
 impl Store {
     /// Opens the ledger of a state folder, whose lock the caller holds. A damaged one is set aside and a
-    /// new one begun; one on a full disk is only read. `now` is seconds of Unix time.
+    /// new one begun, which goes on from the cursors of the damaged one where they can still be read: what
+    /// it had booked is booked, and what was counted since is not. One on a full disk is only read. `now` is
+    /// seconds of Unix time.
     ///
     /// # Errors
     ///
@@ -53,20 +64,29 @@ impl Store {
             let cursors = ledger.cursors()?;
             Ok((ledger, cursors))
         };
-        let ((ledger, cursors), set_aside) = match open() {
+        let ((ledger, cursors), damaged) = match open() {
             Err(error @ LedgerError::Full { .. }) => {
                 let Ok(cursors) = read_alone(folder) else { return Err(error) };
                 let store = Self { folder: folder.into(), options, ledger: None, lost: None };
-                return Ok(Opened { store, cursors, set_aside: None, refused: Some(error) });
+                return Ok(Opened { store, cursors, damaged: None, refused: Some(error) });
             }
             Err(error @ LedgerError::Corrupt { .. }) => {
+                let known = read_alone(folder).ok().filter(|known| *known != Cursors::default());
                 let aside = file::set_aside(&file::path(folder), now)?;
-                (open()?, Some((aside, error)))
+                let forgotten = known.is_none();
+                let cursors = known.unwrap_or_default();
+                let event = set_aside_at_the_start(now, &aside, &error, forgotten);
+                let (mut ledger, _) = Ledger::open(folder, options.clone())?;
+                // At once: another start must find what this one knows.
+                let events = vec![event.clone()];
+                let plan = Plan { at: now, cursors: cursors.clone(), events, ..Plan::default() };
+                ledger.commit(&plan)?;
+                ((ledger, cursors), Some(Damaged { event, forgotten }))
             }
             other => (other?, None),
         };
         let store = Self { folder: folder.into(), options, ledger: Some(ledger), lost: None };
-        Ok(Opened { store, cursors, set_aside, refused: None })
+        Ok(Opened { store, cursors, damaged, refused: None })
     }
 
     /// Keeps the ledger in another way from now on.
@@ -166,7 +186,22 @@ impl Store {
     }
 }
 
-/// What a ledger goes on from that takes no room to be read.
+fn set_aside_at_the_start(now: i64, aside: &Path, error: &LedgerError, forgotten: bool) -> Event {
+    let then = if forgotten {
+        "where it had come to cannot be read"
+    } else {
+        "it goes on from where the damaged one had come to"
+    };
+    let aside = aside.display();
+    Event {
+        at: i128::from(now) * 1_000_000_000,
+        kind: "ledger-damaged".to_owned(),
+        subject: None,
+        what: format!("{error}: set aside as {aside}, and a new one is begun; {then}"),
+    }
+}
+
+/// What a ledger goes on from that takes no room to be read, or is damaged elsewhere.
 fn read_alone(folder: &Path) -> rusqlite::Result<Cursors> {
     let path = file::path(folder);
     let Some(db) = file::open_alone(&path)? else { return Ok(Cursors::default()) };

@@ -151,7 +151,7 @@ impl Opening {
         let begin = Instant::now();
         let opened = Store::open(&folder.0, Options::default(), at)?;
         let took = begin.elapsed();
-        ensure!(opened.set_aside.is_none(), "the ledger is damaged: {:?}", opened.set_aside);
+        ensure!(opened.damaged.is_none(), "the ledger is damaged: {:?}", opened.damaged);
         Ok(Self { store: opened.store, cursors: opened.cursors, took })
     }
 }

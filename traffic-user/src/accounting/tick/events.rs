@@ -49,6 +49,15 @@ pub(super) fn unwatched(at: i128, prev: &Snapshot, next: &Snapshot) -> Event {
     event(at, "unwatched", what)
 }
 
+/// The ledger that knew the last readings is lost.
+pub(super) fn forgotten(at: i128) -> Event {
+    let what = format!(
+        "what was counted between the last booking of the ledger that is lost and {} is not known",
+        time(at)
+    );
+    event(at, GAP, what)
+}
+
 /// Counters that went on while another meter counted.
 pub(super) fn returned(at: i128, next: &Snapshot) -> Event {
     let what = format!(

@@ -361,3 +361,26 @@ fn a_proxy_goes_on_from_its_cursor_and_after_a_boot_from_zero() {
     // One on another host, which went on while this one was booted: a baseline, and a gap.
     assert_eq!(resumed(2, &poll(90, 5000, 1800)), [("payload", 0, 0)]);
 }
+
+#[test]
+fn what_a_lost_ledger_knew_is_a_gap_of_all_groups_and_the_host_and_is_told_once() {
+    let mut state = begin(Cursors::default(), 0);
+    state.forgot();
+    state.tick(frame([at("tcx", 7, 10, 100)]), None);
+    let plan = state.plan(0);
+    let mut gaps: Vec<_> = plan.entries.iter().map(|entry| (&entry.subject, entry.usage)).collect();
+    gaps.sort_by_key(|(subject, _)| *subject);
+    let nothing = Usage { layer: Layer::L3, traffic: Traffic::default(), coverage: Coverage::Gap };
+    assert_eq!(
+        gaps,
+        [(&Subject::Host, nothing), (&Subject::Group("443/tcp".parse().unwrap()), nothing)]
+    );
+    assert_eq!(plan.events.len(), 1);
+    assert_eq!(plan.events[0].kind, "gap");
+    state.tick(frame([at("tcx", 7, 20, 130)]), None);
+    let plan = state.plan(0);
+    assert!(plan.events.is_empty());
+    assert!(plan.entries.iter().all(|entry| entry.usage.coverage == Coverage::Complete));
+    state.take_back(plan);
+    assert_eq!(taken(&mut state).0, 30);
+}

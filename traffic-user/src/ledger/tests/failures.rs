@@ -122,8 +122,9 @@ fn a_damaged_file_is_set_aside_with_its_date_and_never_deleted() {
     let file = path(&folder.0);
     fs::write(&file, "this is no database, but it is long enough to be looked at as one").unwrap();
     let opened = Store::open(&folder.0, Options::default(), 86_400).unwrap();
-    let (place, error) = opened.set_aside.unwrap();
-    assert!(error.is_corrupt(), "{error:?}");
+    let damaged = opened.damaged.unwrap();
+    assert!(damaged.forgotten && damaged.event.what.contains("cannot be read"), "{damaged:?}");
+    let place = folder.0.join("ledger.db.corrupt-19700102T000000Z");
     assert_eq!(aside(&folder), ["ledger.db.corrupt-19700102T000000Z"]);
     assert!(fs::read_to_string(place).unwrap().starts_with("this is no database"));
 
@@ -159,6 +160,48 @@ fn a_damaged_file_is_set_aside_with_its_date_and_never_deleted() {
     );
     assert_eq!(total(&folder), 5);
     assert_eq!(folder.reader().cursors().unwrap(), cursors);
+}
+
+#[test]
+fn a_new_ledger_goes_on_from_where_a_damaged_one_had_come_to_if_that_can_be_read() {
+    for readable in [true, false] {
+        let folder = Folder::new();
+        let mut store = open(&folder.0).store;
+        let cursors = Cursors { active: vec!["tcx"], ..Cursors::default() };
+        store.commit(&Plan { cursors: cursors.clone(), ..one(0) }).unwrap();
+        let ask = |sql: &str| -> i64 {
+            let db = &store.ledger.as_ref().unwrap().db;
+            db.query_row(sql, [], |row| row.get(0)).unwrap()
+        };
+        let root = |name| ask(&format!("SELECT rootpage FROM sqlite_schema WHERE name = '{name}'"));
+        let (page, length) = (ask("PRAGMA page_size"), ask("PRAGMA page_count"));
+        let mut places = vec![root("subject")];
+        if !readable {
+            places.push(root("cursor"));
+        }
+        drop(store);
+        let mut bytes = fs::read(path(&folder.0)).unwrap();
+        assert_eq!(i64::try_from(bytes.len()).unwrap(), page * length);
+        for place in places {
+            let begin = usize::try_from((place - 1) * page).unwrap();
+            bytes[begin..begin + 64].fill(0x5a);
+        }
+        fs::write(path(&folder.0), &bytes).unwrap();
+
+        // Also where the start after that one is the first that books anything.
+        for first in [true, false] {
+            let opened = open(&folder.0);
+            assert_eq!(opened.damaged.is_some(), first);
+            assert_eq!(opened.damaged.is_some_and(|damaged| damaged.forgotten), first && !readable);
+            let wanted = if readable { cursors.clone() } else { Cursors::default() };
+            assert_eq!(opened.cursors, wanted);
+        }
+        let events = folder.reader().events(Span::ALL, 9).unwrap();
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert_eq!(events[0].kind, "ledger-damaged");
+        let aside = fs::read(folder.0.join(&aside(&folder)[0])).unwrap();
+        assert!(aside == bytes, "it is kept as it was found");
+    }
 }
 
 #[test]
