@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use traffic_tests::{daemon::Site, document, need, wait};
+use traffic_tests::{daemon::Site, document, need, netns::NetNs, wait};
 use traffic_user::{
     accounting::{
         reading::{Coverage, Layer, Traffic},
@@ -20,7 +20,8 @@ use traffic_user::{
         tick::Plan,
         usage::{Entry, Span, Usage},
     },
-    ledger::{Ledger, LedgerError, Options, Reader},
+    ledger::{Ledger, LedgerError, Options, Reader, path},
+    meter::Lock,
 };
 
 use super::lifecycle::{Load, start};
@@ -137,6 +138,38 @@ fn events(site: &Site) -> Vec<(String, String)> {
 /// The same of some kinds.
 fn events_of(site: &Site, kinds: &[&str]) -> Vec<(String, String)> {
     events(site).into_iter().filter(|(kind, _)| kinds.contains(&kind.as_str())).collect()
+}
+
+#[test]
+fn a_ledger_or_a_folder_that_cannot_be_used_says_why_and_then_what_helps_once() {
+    need!(Root, Netns);
+    let (site, host) = (Site::new(), NetNs::new());
+    let refused = |args: &[&str], cause: &str, remedy: &str| {
+        let said = site.run(&host, args);
+        assert_eq!(said.code, Some(2), "{said:?}");
+        let at = |text: &str| said.stderr.find(text).unwrap_or_else(|| panic!("{text}: {said:?}"));
+        assert!(at(cause) < at(remedy), "{said:?}");
+        for text in ["remedy: ", cause, "another traffic daemon"] {
+            assert!(said.stderr.matches(text).count() < 2, "{text}: {said:?}");
+        }
+    };
+    let run = ["run", "--count", "1", "--no-proxy", "--ports", "5000/udp"];
+    fs::create_dir(&site.state).unwrap();
+    let held = Lock::take(&site.state.join("lock")).expect("take the lock");
+    refused(&run, "books in the state folder", "remedy: stop that one first");
+    drop(held);
+    fs::create_dir(path(&site.state)).unwrap();
+    for args in [&run[..], &["history"]] {
+        refused(args, "ledger.db is a folder", "remedy: move that folder away");
+    }
+    fs::remove_dir(path(&site.state)).unwrap();
+    drop(Ledger::open(&site.state, Options::default()).unwrap());
+    let ledger = rusqlite::Connection::open(path(&site.state)).unwrap();
+    ledger.pragma_update(None, "user_version", 99).unwrap();
+    drop(ledger);
+    for args in [&run[..], &["history"]] {
+        refused(args, "has schema 99", "remedy: run the version that wrote it");
+    }
 }
 
 #[test]

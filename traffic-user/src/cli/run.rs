@@ -233,6 +233,16 @@ fn check_devices(wanted: &Wanted) -> Result<()> {
     }
 }
 
+/// Says what helps against a ledger that cannot be used; the program can also run without one.
+fn or_without_ledger(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<LedgerError>() {
+        Some(cause) => {
+            anyhow!("{error:#}\n  remedy: {}, or run with --no-ledger", cause.remedy())
+        }
+        None => error,
+    }
+}
+
 /// Locks the state folder, which is there: it has one writer.
 pub(super) fn lock(common: &Common) -> Result<Lock, MeterError> {
     Lock::take(&common.state.join("lock"))
@@ -241,11 +251,15 @@ pub(super) fn lock(common: &Common) -> Result<Lock, MeterError> {
 /// The state folder, made if need be and locked.
 pub(super) fn state(common: &Common) -> Result<Lock> {
     crate::state::folder(&common.state)?;
-    lock(common).with_context(|| {
-        format!(
-            "the state folder {} cannot be used (--state chooses another, --no-ledger none)",
-            common.state.display()
-        )
+    lock(common).map_err(|error| match error {
+        MeterError::Busy { pid, .. } => {
+            let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            anyhow!(
+                "another traffic daemon{pid} books in the state folder {}\n  remedy: stop that one first, or choose another folder with --state",
+                common.state.display()
+            )
+        }
+        other => other.into(),
     })
 }
 

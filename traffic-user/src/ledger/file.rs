@@ -53,6 +53,7 @@ pub(super) fn open(path: &Path) -> Result<(Connection, bool), LedgerError> {
             protect(path).map_err(|cause| failed("protect", cause))?;
             true
         }
+        Err(_) if path.is_dir() => return Err(LedgerError::Folder { path: path.into() }),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(LedgerError::Gone { path: path.into() });
@@ -111,14 +112,15 @@ pub(super) fn open_alone(path: &Path) -> rusqlite::Result<Option<Connection>> {
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(PATIENCE)?;
     db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-    Ok(Some(db))
     // What is damaged is kept as it was found.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(Some(db))
 }
 
 /// Opens the file for reading; `None` when there is none.
 pub(super) fn open_to_read(path: &Path) -> Result<Option<Connection>, LedgerError> {
     match fs::metadata(path) {
+        Ok(there) if there.is_dir() => return Err(LedgerError::Folder { path: path.into() }),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

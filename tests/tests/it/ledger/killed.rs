@@ -74,7 +74,7 @@ fn kill(kills: u32, start: impl Fn() -> std::process::Command, steps: Steps<'_>,
         }
         let Ended { code, stderr, .. } = daemon.end();
         // A tool that the one before was about to start may have its lock for a moment more.
-        let locked = stderr.contains("counts in this network namespace already");
+        let locked = stderr.contains("another traffic daemon");
         assert!(code.is_none() || locked, "{point:?}: {code:?}: {stderr}");
         killed += u32::from(code.is_none());
     }
