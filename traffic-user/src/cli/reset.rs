@@ -12,7 +12,9 @@ use super::{
 };
 use crate::{
     accounting::{ident::shown, payload::Polls, tick::Cursors},
-    daemon::{AskedProxy, ProxyPlace, Question, Whose, ask, joined, names, reset_alone, zero},
+    daemon::{
+        AskedProxy, ProxyPlace, Question, Whose, ask, is_known, joined, names, reset_alone, zero,
+    },
     ledger::{LedgerError, Reader},
     meter::{self, host::boot_id, proxy::ProxyMeter},
 };
@@ -80,6 +82,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     };
     let typed = common.config.ports.clone().unwrap_or_default();
     let inbounds = good.map(|good| joined(&good.inbounds, &typed)).unwrap_or_default();
+    is_known(inbounds.iter().map(|inbound| &inbound.group), &whose)?;
     let said = zero(address, names(&inbounds, &whose)).said()?;
     print(&format!("{subject}: {said} (no daemon was asked)\n"))?;
     Ok(ExitCode::SUCCESS)
@@ -107,7 +110,7 @@ fn alone(common: &Common, args: &Args, whose: &Whose) -> Result<Option<String>> 
         Some(place) => asked(common, &place)?,
         None => None,
     };
-    if named && !is_known(&reader.cursors()?, proxy.as_ref()) {
+    if named && !is_of_ledger(&reader.cursors()?, proxy.as_ref()) {
         return Ok(None);
     }
     let kernel = meter::installed(&common.pins)?.map(|(snapshot, _)| snapshot);
@@ -121,7 +124,7 @@ fn alone(common: &Common, args: &Args, whose: &Whose) -> Result<Option<String>> 
 }
 
 /// Whether it is certainly the proxy that the ledger read last.
-fn is_known(cursors: &Cursors, proxy: Option<&AskedProxy>) -> bool {
+fn is_of_ledger(cursors: &Cursors, proxy: Option<&AskedProxy>) -> bool {
     let cursor = cursors.proxy.as_ref().filter(|cursor| cursor.boot == boot_id());
     let (Some(cursor), Some(proxy)) = (cursor, proxy) else { return false };
     Polls::resumed(cursor.kept.clone()).is_of_this_life(&proxy.poll)

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::{
     accounting::{
         attribute::Merge,
-        ident::{Group, Groups},
+        ident::{Group, Groups, shown},
         payload::PayloadDeltas,
         proxy::{
             ApiHealth, ApiState, CounterName, Inbound, ProxySnapshot, Subject as Counted, Way,
@@ -419,7 +419,7 @@ impl Proxy {
         let (what, subject) = match whose {
             Whose::User(email) => {
                 state.merge_mut().reset_user(email);
-                let what = format!("numbers of user {} begin anew", email.escape_debug());
+                let what = format!("numbers of user {} begin anew", shown(email));
                 (what, Some(Subject::User(email.as_str().into())))
             }
             Whose::Port(port) => {

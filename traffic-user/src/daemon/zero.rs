@@ -4,7 +4,13 @@ use anyhow::{Context as _, Result};
 
 use super::Whose;
 use crate::{
-    accounting::{ident::Group, proxy::CounterName, subject::Subject, tick::State, usage::Event},
+    accounting::{
+        ident::{Group, shown},
+        proxy::CounterName,
+        subject::Subject,
+        tick::State,
+        usage::Event,
+    },
     meter::proxy::{Address, ProxyMeter},
 };
 
@@ -81,31 +87,41 @@ pub(super) fn begin_at_zero(state: &mut State, whose: &Whose, at: i128) {
     }
 }
 
+/// That there is a group with the port that is asked for.
+///
+/// # Errors
+///
+/// When there is none.
+pub(crate) fn is_known<'a>(
+    mut groups: impl Iterator<Item = &'a Group>,
+    whose: &Whose,
+) -> Result<Option<&'a Group>> {
+    let Whose::Port(port) = whose else { return Ok(None) };
+    let group = groups.find(|group| group.ports().any(|own| own == *port));
+    Ok(Some(group.with_context(|| format!("no group has port {port}"))?))
+}
+
 /// A new period of somebody's numbers begins.
 ///
 /// # Errors
 ///
 /// When nobody is known by that name.
 pub(super) fn period_begins<'a>(
-    mut groups: impl Iterator<Item = &'a Group>,
+    groups: impl Iterator<Item = &'a Group>,
     proxy: bool,
     whose: &Whose,
     at: i128,
 ) -> Result<Event> {
-    let (subject, name) = match whose {
-        Whose::User(_) if !proxy => anyhow::bail!(
+    let group = is_known(groups, whose)?;
+    let (subject, name) = match (whose, group) {
+        (Whose::User(_), _) if !proxy => anyhow::bail!(
             "no proxy is known, so no user is: give --proxy-config or --api to `traffic run`"
         ),
-        Whose::User(email) => {
-            let subject = Subject::User(email.as_str().into());
-            (subject, format!("user {}", email.escape_debug()))
+        (Whose::User(email), _) => {
+            (Subject::User(email.as_str().into()), format!("user {}", shown(email)))
         }
-        Whose::All => (Subject::Host, "all groups".to_owned()),
-        Whose::Port(port) => {
-            let group = groups.find(|group| group.ports().any(|own| own == *port));
-            let group = group.with_context(|| format!("no group has port {port}"))?;
-            (Subject::group(group), format!("port {}", group.ports_text()))
-        }
+        (_, Some(group)) => (Subject::group(group), format!("port {}", group.ports_text())),
+        (_, None) => (Subject::Host, "all groups".to_owned()),
     };
     let what = format!("{name}: a new period begins; what was counted before stays in the ledger");
     Ok(Event { at, kind: "reset".to_owned(), subject: Some(subject), what })

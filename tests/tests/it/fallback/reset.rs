@@ -217,6 +217,19 @@ fn what_the_proxy_moved_since_its_last_poll_is_booked_before_it_goes() {
     assert!(refused.stderr.contains("nothing was reset"), "{}", refused.stderr);
     fake.behave(Behaviour::Answer);
 
+    // A port that nobody has is nobody's to reset, with and without a daemon, a ledger or a config.
+    let nobody = |answer: Answer| {
+        assert_eq!((answer.code, value()), (Some(2), Some(220)), "{}", answer.stdout);
+        assert!(answer.stderr.contains("no group has port 5"), "{}", answer.stderr);
+    };
+    nobody(reset(&["--port", "5"]));
+    nobody(reset(&["--port", "5", "--api", API]));
+    nobody(Site::new().run(&lab.host, &["reset", "--yes", "--port", "5", "--api", API]));
+    let mut daemon = site.start(&lab.host, &config);
+    daemon.fresh();
+    nobody(reset(&["--port", "5"]));
+    daemon.stop();
+
     let done = reset(&["--user", USER]);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert!(done.stdout.contains("2 counters of the proxy were set to zero"), "{}", done.stdout);
