@@ -6,6 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Where it is, if nothing else is said.
+pub(crate) const DEFAULT: &str = "/var/lib/traffic";
+
 /// The state folder cannot be made or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} the state folder {} (choose another with --state, or run with --no-ledger)", .path.display())]

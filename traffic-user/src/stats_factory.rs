@@ -12,6 +12,7 @@ use crate::{
         ident::{Group, shown},
         proxy::{CounterName, Payload, Subject, Way},
     },
+    daemon::{Before, Question, ask},
     meter::proxy::{Address, ProxyError, ProxyMeter},
     proxy_config::{self, ProxyConfigError},
     state::DEFAULT,
@@ -27,6 +28,9 @@ pub enum StatsError {
     /// The proxy's config cannot be used.
     #[error(transparent)]
     Config(#[from] ProxyConfigError),
+    /// The daemon that reads this proxy did not do it.
+    #[error("the daemon of this host did not reset it: {0}")]
+    Daemon(String),
     /// No thread of execution could be made for asking.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
@@ -55,6 +59,7 @@ pub enum StatsError {
 pub struct StatsFactory {
     meter: ProxyMeter,
     runtime: Runtime,
+    state: PathBuf,
 }
 
 /// How [`Stats::export_stats`] writes.
@@ -71,6 +76,7 @@ pub enum ExportFormat {
 /// What the proxy counted for one user or inbound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stats {
+    state: PathBuf,
     address: Address,
     subject: Subject,
     payload: Payload,
@@ -85,7 +91,15 @@ impl StatsFactory {
     pub fn new(address: &str) -> Result<Self, StatsError> {
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(StatsError::Runtime)?;
-        Ok(Self { meter: ProxyMeter::new(address.parse()?), runtime })
+        Ok(Self { meter: ProxyMeter::new(address.parse()?), runtime, state: DEFAULT.into() })
+    }
+
+    /// Looks for a daemon at another state folder than the usual one, `/var/lib/traffic`: see
+    /// [`Stats::reset_stats`].
+    #[must_use]
+    pub fn with_state(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.state = folder.into();
+        self
     }
 
     /// Payload of a user, by email; of socks and http users by name. Resets nothing.
@@ -115,7 +129,7 @@ impl StatsFactory {
         }
         let address = self.meter.address().clone();
         match payload {
-            Some(payload) => Ok(Stats { address, subject, payload }),
+            Some(payload) => Ok(Stats { state: self.state.clone(), address, subject, payload }),
             None => Err(StatsError::NoCounter { subject: Who(&subject).to_string() }),
         }
     }
@@ -140,12 +154,20 @@ impl Stats {
     /// Sets both counters to zero at the proxy, and gives what they were at that moment, so that nothing
     /// moved in between is lost.
     ///
-    /// A daemon of ours that runs takes it for another reader's reset; `traffic reset` tells it.
+    /// A daemon of ours that reads the same API (named by the same address) does it for a user: what was
+    /// moved until then is booked, a new period begins in its report, and the ledger has an event and all that
+    /// it had. Without one, for an inbound, or where its socket may not be used, the proxy is asked directly:
+    /// the ledger, if there is one, keeps all that it has, and a daemon that runs takes it for another reader's
+    /// reset. What was moved between its last poll and this one is not known to it then.
     ///
     /// # Errors
     ///
-    /// Whatever the API says; whether they were reset is not known when its answer did not come.
+    /// Whatever daemon and API say; whether they were reset is not known when the answer did not come.
     pub fn reset_stats(&mut self) -> Result<Payload, StatsError> {
+        if let Some(before) = self.reset_by_daemon()? {
+            self.payload = Payload::default();
+            return Ok(before);
+        }
         let names = Way::ALL.map(|way| CounterName { subject: self.subject.clone(), way });
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(StatsError::Runtime)?;
@@ -160,6 +182,21 @@ impl Stats {
         }
         self.payload = Payload::default();
         Ok(before)
+    }
+
+    /// `None` where no daemon does it.
+    fn reset_by_daemon(&self) -> Result<Option<Payload>, StatsError> {
+        let Subject::User(user) = &self.subject else { return Ok(None) };
+        let (user, api) = (user.as_ref().to_owned(), self.address.to_string());
+        let said = match ask(&self.state, &Question::Zero { user, api }) {
+            Ok(Some(said)) => said,
+            Ok(None) => return Ok(None),
+            Err(error) if is_denied(&error) => return Ok(None),
+            Err(error) => return Err(StatsError::Daemon(format!("{error:#}"))),
+        };
+        let before: Option<Before> =
+            serde_json::from_str(&said).map_err(|error| StatsError::Daemon(error.to_string()))?;
+        Ok(before.map(|Before { uplink, downlink }| Payload { uplink, downlink }))
     }
 
     /// The numbers as a text in a format.
@@ -183,6 +220,11 @@ impl Stats {
             ),
         }
     }
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let denied = |cause: &io::Error| cause.kind() == io::ErrorKind::PermissionDenied;
+    error.downcast_ref::<io::Error>().is_some_and(denied)
 }
 
 fn kind_and_name(subject: &Subject) -> (&'static str, &str) {

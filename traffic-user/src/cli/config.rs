@@ -120,8 +120,8 @@ mod tests {
             period::{Counting, Unit},
             retention::Retention,
         },
-        cli::DEFAULT_STATE,
         meter::ebpf::DEFAULT_PINS,
+        state,
     };
 
     const EXAMPLE: &str = include_str!("../../../contrib/traffic.toml");
@@ -154,7 +154,7 @@ mod tests {
             interval: Some(Duration::from_secs(10)),
             persist: Some(false),
             pins: Some(DEFAULT_PINS.into()),
-            state: Some(DEFAULT_STATE.into()),
+            state: Some(state::DEFAULT.into()),
             ledger: Some(true),
             proxy: Some(true),
             billing_day: Some(1),

@@ -32,10 +32,8 @@ use crate::{
     accounting::ident::{GroupError, Groups},
     config::{Checks, Config},
     meter::{devices::Wanted, ebpf::DEFAULT_PINS, proxy::Address},
+    state,
 };
-
-/// Used when nothing else is asked for.
-const DEFAULT_STATE: &str = "/var/lib/traffic";
 
 /// Most groups that can be watched at once.
 const MOST_GROUPS: usize = traffic_ebpf::abi::MAX_SLOTS as usize;
@@ -138,7 +136,7 @@ impl Common {
         };
         Ok(Self {
             json: global.json,
-            state: choose(global.state, &config.state, DEFAULT_STATE),
+            state: choose(global.state, &config.state, state::DEFAULT),
             pins: choose(global.pins, &config.pins, DEFAULT_PINS),
             config,
             config_file: global.config,

@@ -22,6 +22,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::accounting::proxy::{CounterName, Payload};
+
 /// Name of the socket in the state folder.
 const SOCKET: &str = "control.sock";
 /// Most bytes of a question.
@@ -43,6 +45,34 @@ pub(crate) enum Question {
     Ledger,
     /// A new zero for one subject or all.
     Reset(Whose),
+    /// The same for one user of the proxy whose API this is, if it is the one that is read. Answered with
+    /// [`Before`], or `null` where it is another.
+    Zero {
+        /// By email.
+        user: String,
+        /// As [`Address`](crate::meter::proxy::Address) writes it.
+        api: String,
+    },
+}
+
+/// What the counters of a user were when they were set to zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Before {
+    /// Payload bytes.
+    pub(crate) uplink: u64,
+    /// Payload bytes.
+    pub(crate) downlink: u64,
+}
+
+impl Before {
+    /// From what each of them was.
+    pub(super) fn of(counters: &[(CounterName, i64)]) -> Self {
+        let mut before = Payload::default();
+        for (name, value) in counters {
+            *before.way_mut(name.way) = u64::try_from(*value).unwrap_or(0);
+        }
+        Self { uplink: before.uplink, downlink: before.downlink }
+    }
 }
 
 /// Whose numbers begin anew.

@@ -4,6 +4,7 @@
 //! attached, unless the meter was started to persist.
 
 mod alone;
+mod answers;
 mod books;
 mod control;
 mod notify;
@@ -41,21 +42,22 @@ use crate::{
         Handover, Meter,
         devices::{Choice, Events, Facts, Wanted, choose},
         listening::listening,
-        proxy::boot_time,
     },
     view::{json, stats, table},
 };
 
 pub(crate) use alone::{Asked as AskedProxy, reset_alone};
 pub(crate) use books::Books;
-pub(crate) use control::{Question, Whose, ask};
+pub(crate) use control::{Before, Question, Whose, ask};
 pub(crate) use notify::is_watched;
 pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
 pub(crate) use reload::{Fresh, Live, Reload, later};
 use zero::period_begins;
-pub(crate) use zero::{Zeroed, zero};
+pub(crate) use zero::{Zeroed, is_known, zero};
+
+use answers::{Reset, answer};
 
 use books::Standing;
 use control::{Asked, Control};
@@ -298,80 +300,6 @@ fn find_later(settings: &Settings, pending: &mut Pending, looked: &mut Instant) 
         Err(error) => {
             tracing::debug!(error = format!("{error:#}"), "a proxy that was found is not used");
             None
-        }
-    }
-}
-
-/// A reset that the proxy has answered.
-struct Reset {
-    asked: Asked,
-    whose: Whose,
-    outcome: Zeroed,
-    /// Boot time after it.
-    boot: i128,
-}
-
-impl Reset {
-    /// Begins anew on our side, once the other side has.
-    fn settle(self, counting: &mut Counting, meter: &mut Meter, proxy: Option<&mut Proxy>) {
-        let Self { asked, whose, outcome, boot } = self;
-        let settled = proxy.context("no proxy is known any more").and_then(|proxy| {
-            counting.tick(meter, Some(&mut *proxy))?;
-            proxy.counters_were_reset(&mut counting.state, &outcome.done, boot);
-            let said = outcome.said()?;
-            let now = unix_time();
-            proxy.begin_anew(&mut counting.state, &whose, now);
-            zero::begin_at_zero(&mut counting.state, &whose, now);
-            counting.book_now();
-            Ok(said)
-        });
-        asked.answer(settled);
-    }
-}
-
-/// Answers a question, or begins to.
-fn answer(
-    asked: Asked,
-    counting: &mut Counting,
-    meter: &mut Meter,
-    proxy: Option<&mut Proxy>,
-    finished: &mpsc::Sender<Reset>,
-) {
-    if asked.question == Question::Ledger {
-        return asked.answer(counting.standing());
-    }
-    let Some(proxy) = proxy else {
-        if let Question::Reset(whose) = &asked.question
-            && counting.books.is_some()
-        {
-            let said = counting.begin_anew(whose, meter);
-            return asked.answer(said);
-        }
-        return asked.answer(Err(anyhow::anyhow!(
-            "no proxy is known: give --proxy-config or --api to `traffic run`"
-        )));
-    };
-    match asked.question.clone() {
-        Question::Ledger => {}
-        Question::Stats => {
-            // As of the last tick: asking often must not make ticks, by which claims age.
-            let snapshot = counting.last.as_ref().context("nothing was read yet: ask again");
-            let document = snapshot.and_then(|last| {
-                Ok(proxy.document(&counting.host, last, counting.state.merge()).json()?)
-            });
-            asked.answer(document);
-        }
-        Question::Reset(whose) => {
-            let (address, finished) = (proxy.address(), finished.clone());
-            let names = proxy.names(&whose);
-            proxy.hold_polls();
-            // On a thread of its own: a proxy that is slow must not delay the kernel's tick.
-            std::thread::spawn(move || {
-                let outcome = address.map_or_else(Zeroed::default, |address| zero(address, names));
-                let reset = Reset { asked, whose, outcome, boot: boot_time() };
-                // It fails when the daemon is ending; whoever asked is told so.
-                let _ended = finished.blocking_send(reset);
-            });
         }
     }
 }

@@ -369,6 +369,11 @@ impl Proxy {
         self.watch.as_ref().map(|(address, _)| address.clone())
     }
 
+    /// Whether it is the proxy whose API this is.
+    pub(super) fn reads(&self, api: &str) -> bool {
+        self.address().is_some_and(|own| own.to_string() == api)
+    }
+
     /// The counters that are somebody's; `None` for all.
     pub(super) fn names(&self, whose: &Whose) -> Option<Vec<CounterName>> {
         names(&self.inbounds(), whose)

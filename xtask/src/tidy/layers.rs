@@ -63,7 +63,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "daemon",
         ],
     ),
-    ("stats_factory", &["accounting", "proxy_config", "meter", "view", "daemon"]),
+    ("stats_factory", &["accounting", "state", "proxy_config", "meter", "view", "daemon"]),
     ("rule_traffic", &["accounting", "meter"]),
     ("main", &["cli", "ledger", "meter"]),
     (

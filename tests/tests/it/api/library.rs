@@ -1,7 +1,22 @@
 //! The library's names for it: `StatsFactory` and `Stats`.
 
-use traffic_tests::stats_server::{Behaviour, Kind, StatsServer};
-use traffic_user::{ExportFormat, Stats, StatsError, StatsFactory, accounting::proxy::Payload};
+use traffic_tests::{
+    daemon::Site,
+    need,
+    stats_server::{Behaviour, Kind, StatsServer},
+    wait,
+};
+use traffic_user::{
+    ExportFormat, Stats, StatsError, StatsFactory,
+    accounting::{
+        proxy::Payload,
+        subject::Subject,
+        usage::{Event, Span},
+    },
+    ledger::Reader,
+};
+
+use super::super::lifecycle::{Load, start};
 
 fn factory(server: &StatsServer) -> StatsFactory {
     StatsFactory::new(&server.address().to_string()).expect("an address")
@@ -46,6 +61,49 @@ fn numbers_are_written_in_three_formats_whatever_the_name_is() {
         "tag,uplink,downlink,total\n\"web\",7,0,7\n"
     );
     assert!(server.questions().iter().all(|question| !question.reset));
+}
+
+#[test]
+fn a_daemon_that_reads_the_same_api_does_the_reset_and_loses_nothing() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"));
+    let (site, load) = (Site::new(), Load::new());
+    let api = "127.0.0.1:10085";
+    let server = StatsServer::inside(&load.host, Kind::V2ray5, api.parse().expect("an address"));
+    server.user("a@x", 1, 20);
+    // What is moved between two polls is known only to whoever sets the counters to zero.
+    let daemon = start(&site, &load, "tcx", &["--api", api, "--interval", "5s"]);
+    let ledger = || Reader::open(&site.state).expect("open the ledger");
+    wait::until("the first poll in the ledger", || {
+        ledger()?.cursors().expect("ask the ledger").proxy.map(|_| ())
+    });
+    server.user("a@x", 300, 4000);
+    let reset = |api: &str| {
+        load.host.run(|| {
+            let factory = StatsFactory::new(api).expect("an address");
+            let mut stats = factory.with_state(&site.state).get_stats("a@x").expect("a counter");
+            let before = stats.reset_stats().expect("an answer");
+            assert_eq!(stats.total(), 0);
+            before
+        })
+    };
+    assert_eq!(reset(api), Payload { uplink: 301, downlink: 4020 });
+    let user = Subject::User("a@x".into());
+    wait::until("what was moved in the ledger", || {
+        let totals = ledger()?.totals(&user).expect("ask the ledger");
+        let moved = totals.first()?.traffic;
+        ((moved.input_bytes, moved.output_bytes) == (300, 4000)).then_some(())
+    });
+    let resets = || {
+        let events = ledger().expect("a ledger").events(Span::ALL, 99).expect("ask the ledger");
+        let of_reset = |event: &&Event| event.kind.contains("reset");
+        events.iter().filter(of_reset).map(|event| event.kind.clone()).collect::<Vec<_>>()
+    };
+    wait::until("the event", || (resets() == ["reset"]).then_some(()));
+    // By another name it may be another's API: the daemon is not asked.
+    server.user("a@x", 5, 7);
+    assert_eq!(reset("[::ffff:127.0.0.1]:10085"), Payload { uplink: 5, downlink: 7 });
+    daemon.stop();
+    assert_eq!(resets(), ["reset"]);
 }
 
 #[test]
