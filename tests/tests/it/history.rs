@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rusqlite::Connection;
 use serde_json::Value;
 use traffic_tests::{
     daemon::{Answer, Site},
@@ -16,7 +17,7 @@ use traffic_tests::{
     terminal::Terminal,
     wait,
 };
-use traffic_user::ledger::{Ledger, Options, Sample, generate};
+use traffic_user::ledger::{Ledger, Options, Sample, generate, path};
 
 use crate::cli::keeps_to;
 
@@ -37,7 +38,7 @@ impl Shown {
     fn of(users: u32) -> Self {
         let site = Site::new();
         fs::create_dir_all(&site.state).expect("make a state folder");
-        let sample = Sample { users, days: 5, hours: 4, end: END };
+        let sample = Sample { users, groups: 3, days: 5, hours: 4, end: END };
         let payload = generate(&site.state, sample).expect("make a ledger").bytes();
         Self { site, host: NetNs::new(), payload }
     }
@@ -98,6 +99,90 @@ fn every_way_to_ask_gives_the_same_total_and_keeps_to_its_schema() {
     }
 }
 
+#[test]
+fn all_events_are_exported_also_those_before_the_first_booking_and_after_the_last() {
+    need!(Netns);
+    let shown = Shown::new();
+    let ledger = Connection::open(path(&shown.site.state)).expect("open the ledger");
+    let day = 86_400;
+    for (day, what) in [(END - 100 * day, "before"), (END - day, "in"), (END + 300 * day, "after")]
+    {
+        ledger
+            .execute(
+                "INSERT INTO event (at, kind, what) VALUES (?1, 'x', ?2)",
+                (day * 1_000_000_000, what),
+            )
+            .expect("note an event");
+    }
+    let told = |args: &[&str]| -> Vec<String> {
+        let args = [&["export", "json", "events", "--time-zone=UTC"], args].concat();
+        let document = shown.document("events", &args);
+        assert!(document["from"].as_str() <= document["to"].as_str(), "{document}");
+        let events = document["events"].as_array().expect("events").iter();
+        events.map(|event| event["what"].as_str().expect("a text").to_owned()).collect()
+    };
+    assert_eq!(told(&[]), ["before", "in", "after"]);
+    assert_eq!(told(&["--limit", "1"]), ["after"]);
+    assert_eq!(told(&["--to", "2026-11-23"]), ["before", "in"]);
+    assert_eq!(told(&["--from", "2026-11-19", "--to", "2026-11-23"]), ["in"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error_in_any_form() {
+    need!(Netns);
+    // More than a pipe holds, of everything.
+    let shown = Shown::of(300);
+    let events = Connection::open(path(&shown.site.state)).expect("open the ledger");
+    events
+        .execute_batch(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 5000)
+             INSERT INTO event (at, kind, what) SELECT n, 'x', 'something that happened' FROM n",
+        )
+        .expect("note events");
+    let of_user = ["--user", USER, "--from", "2026-10-01", "--to", "2026-11-23"];
+    let histories = [&["5min"][..], &of_user].concat();
+    let tops = [&["--limit", "300"][..], &ALL].concat();
+    for form in ["json", "csv", "txt"] {
+        let (buckets, events) = (["buckets"], ["events"]);
+        let history = [&["history"][..], &histories].concat();
+        let top = [&["top"][..], &tops].concat();
+        for (what, least) in [(&buckets[..], 65), (&events, 65), (&history, 0), (&top, 0)] {
+            let args = [&["export", form], what].concat();
+            let whole = shown.run(&args);
+            assert_eq!(whole.code, Some(0), "{whole:?}");
+            assert!(whole.stdout.len() > least << 10, "{args:?}: {}", whole.stdout.len());
+            let mut command = shown.site.traffic(&shown.host, &args);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut running = command.spawn().expect("start traffic");
+            let mut pipe = running.stdout.take().expect("a pipe");
+            pipe.read_exact(&mut [0; 10]).expect("the first bytes");
+            drop(pipe);
+            let ended = running.wait_with_output().expect("the end of traffic");
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!((ended.status.code(), &*said), (Some(0), ""), "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn what_begins_with_a_hyphen_is_taken_for_what_it_is() {
+    need!(Netns);
+    let shown = Shown::new();
+    for (zone, name) in [("-00:30", "-00:30"), ("-03:00", "-03"), ("+05:30", "+05:30")] {
+        let asked = ["top", "--json", "--time-zone", zone, "--last", "4w"];
+        assert_eq!(shown.document("top", &asked)["time_zone"], name);
+    }
+    // Without a zone of its own the host counts in UTC, and says so where somebody meant another.
+    let asked = ["top", "--json", "--last", "4w"];
+    for (named, said) in [("Mars/Olympus", true), ("Asia/Tokyo", false), ("", false)] {
+        let answer = Answer::of(shown.site.traffic(&shown.host, &asked).env("TZ", named));
+        assert_eq!(answer.code, Some(0), "{answer:?}");
+        let count = answer.stderr.matches("TZ is `Mars/Olympus`, which is no time zone").count();
+        assert_eq!(count, usize::from(said), "{answer:?}");
+    }
+    refused(&shown.run(&["history", "--last", "-5d"]), &"--last -5d", "`-5d` is no time: write");
+}
+
 /// Every verb that shows the ledger.
 const VERBS: [&[&str]; 6] = [
     &["history"],
@@ -145,7 +230,7 @@ fn what_cannot_be_shown_says_why_and_what_helps() {
             &["--user", "nobody"][..],
             "the ledger knows no user `nobody`; it knows user-1@example.org",
         ),
-        (&["--port", "1"], "the ledger knows no group with port 1"),
+        (&["--port", "4"], "the ledger knows no group with port 4"),
         (&["--port", "0"], "--port"),
         (&["--group", "web"], "the ledger knows no group `web`"),
         (&["--user", "a", "--relay"], "cannot be used with"),
@@ -165,6 +250,7 @@ fn what_cannot_be_shown_says_why_and_what_helps() {
         (&["export", "xml", "history"], "xml"),
         (&["export", "csv"], "subcommand"),
         (&["history", "--plot", "/nowhere/x.svg"], "there is no folder /nowhere"),
+        (&["top", "--plot", "x.png"], "pictures are SVG"),
     ] {
         refused(&shown.run(args), &args, want);
     }
@@ -187,7 +273,9 @@ fn no_ledger_and_an_empty_one_are_told() {
     refused(&site.run(&host, &[]), &"no verb", "there is no ledger in");
     fs::create_dir(&site.state).expect("make a state folder");
     drop(Ledger::open(&site.state, Options::default()).expect("make a ledger"));
-    for verb in VERBS {
+    // What happened may be known before anything is booked.
+    keeps_to("events", &site.run(&host, &["export", "json", "events"]).json());
+    for verb in &VERBS[..5] {
         let answer = site.run(&host, verb);
         refused(&answer, &verb, "is empty: nothing was booked yet");
         assert!(answer.stderr.contains("remedy: "), "{answer:?}");
@@ -207,7 +295,8 @@ fn an_output_that_cannot_be_written_leaves_no_half_file_and_what_was_there() {
     let place = folder.join("a.csv");
     fs::write(&place, "before").expect("write a file");
     disk.fill();
-    let place = place.to_str().expect("UTF-8");
+    let picture = folder.join("a.svg");
+    let (place, picture) = (place.to_str().expect("UTF-8"), picture.to_str().expect("UTF-8"));
     let names = || {
         let files = fs::read_dir(&folder).expect("read a folder");
         let mut names: Vec<_> = files.map(|file| file.expect("a file").file_name()).collect();
@@ -222,14 +311,17 @@ fn an_output_that_cannot_be_written_leaves_no_half_file_and_what_was_there() {
         assert_eq!(names(), there, "{args:?}");
     }
     for verb in &VERBS[..2] {
-        let args = [verb, &["--plot", place][..]].concat();
+        let args = [verb, &["--plot", picture][..]].concat();
         refused(&shown.run(&args), &args, wanted);
         assert_eq!(names(), there, "{args:?}");
     }
     disk.free();
+    let ledger = path(&shown.site.state);
+    let over = ["export", "csv", "buckets", "--output", ledger.to_str().expect("UTF-8")];
+    refused(&shown.run(&over), &over, "it belongs to the ledger");
     let args = ["export", "csv", "buckets", "--level", "day", "--output", place];
     assert_eq!(shown.run(&args).code, Some(0));
-    assert_eq!(fs::read_to_string(place).expect("read").lines().count(), 31);
+    assert_eq!(fs::read_to_string(place).expect("read").lines().count(), 46);
     for (to, want) in [
         ("/nowhere/x", "there is no folder /nowhere"),
         ("/dev/full", wanted),
@@ -286,7 +378,30 @@ fn a_long_export_shows_at_the_terminal_how_far_it_is_and_a_short_one_does_not() 
     assert_eq!(at_a_terminal(&shown, &short, false, || {}), "");
     // Lines and a bar on one terminal would be neither.
     let lines = at_a_terminal(&shown, &["export", "csv", "buckets", "--level=day"], true, || {});
-    assert!(!lines.contains('%') && lines.lines().count() == 301, "{lines:?}");
+    assert!(!lines.contains('%') && lines.lines().count() == 316, "{lines:?}");
+}
+
+#[test]
+fn a_signal_during_an_export_leaves_nothing_behind() {
+    need!(Netns);
+    let shown = Shown::of(300);
+    let folder = shown.site.state.join("out");
+    fs::create_dir(&folder).expect("make a folder");
+    let place = folder.join("a.csv");
+    let args = ["export", "csv", "buckets", "--output", place.to_str().expect("UTF-8")];
+    let mut running = shown.site.traffic(&shown.host, &args).spawn().expect("start traffic");
+    // Something is written already, wherever that is.
+    let written = format!("/proc/{}/io", running.id());
+    wait::until("the first lines", || {
+        let counters = fs::read_to_string(&written).unwrap_or_default();
+        let bytes = counters.lines().find_map(|line| line.strip_prefix("wchar: "));
+        bytes.is_none_or(|bytes| bytes.parse::<u64>().is_ok_and(|bytes| bytes > 0)).then_some(())
+    });
+    let id = nix::unistd::Pid::from_raw(i32::try_from(running.id()).expect("a process"));
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("signal it");
+    running.wait().expect("its end");
+    let names: Vec<_> = fs::read_dir(&folder).expect("a folder").flatten().collect();
+    assert!(names.iter().all(|name| name.file_name() == "a.csv"), "{names:?}");
 }
 
 #[test]
@@ -316,8 +431,8 @@ fn an_export_and_a_picture_are_whole_files() {
     let (csv, svg) = (path("a.csv"), path("a.svg"));
     let answer = shown.run(&["export", "csv", "buckets", "--level", "day", "--output", &csv]);
     assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), ""), "{answer:?}");
-    // Five days of three users in two layers, below the names of the fields.
-    assert_eq!(fs::read_to_string(&csv).expect("read").lines().count(), 31);
+    // Five days of three users in two layers and three groups in one, below the names of the fields.
+    assert_eq!(fs::read_to_string(&csv).expect("read").lines().count(), 46);
     let answer = shown.run(&[&["top", "--plot", &svg][..], &ALL[..]].concat());
     assert_eq!(answer.code, Some(0), "{answer:?}");
     let picture = fs::read_to_string(&svg).expect("read");

@@ -48,12 +48,13 @@ pub(super) fn gather(common: &Common) -> Result<Option<SummaryReport>> {
     read(&reader, terms, host(), now()?).map(Some)
 }
 
+/// As of one tick, so that the numbers belong together.
 fn read(reader: &Reader, terms: Terms, host: String, now: i64) -> Result<SummaryReport> {
-    let today = terms.calendar.period(Period::Day, now);
     reader.at_once(|reader| read_at_once(reader, terms, host, now))
 }
 
 fn read_at_once(reader: &Reader, terms: Terms, host: String, now: i64) -> Result<SummaryReport> {
+    let today = terms.calendar.period(Period::Day, now);
     let billing = terms.calendar.period(Period::Billing, now);
     let extent = reader.extent()?;
     let spans = [&[today, billing, Span::ALL][..], &bills(&terms, extent)].concat();

@@ -21,8 +21,8 @@ use traffic_tests::{
 };
 use traffic_user::{
     accounting::{
-        reading::Layer,
-        subject::SubjectKind,
+        reading::{Coverage, Layer},
+        subject::{Subject, SubjectKind},
         usage::{By, Span},
     },
     ledger::path,
@@ -30,7 +30,7 @@ use traffic_user::{
 
 use super::{
     super::lifecycle::{Load, start},
-    booked, events_of, has_begun, reader,
+    booked, events_of, group, has_begun, reader,
 };
 
 const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_085);
@@ -90,6 +90,9 @@ fn a_state_folder_that_goes_and_comes_back_costs_nothing() {
     fs::rename(&site.state, &away).unwrap();
     daemon.says("nothing is booked: counting goes on, and is kept in memory");
     daemon.says("is gone");
+    let (status, found) = standing(&site, &load);
+    assert_eq!(status, "fail", "{found}");
+    assert!(found.contains("nothing is booked") && found.contains("has lost"), "{found}");
     load.goes_on();
     fs::rename(&away, &site.state).unwrap();
     all_is_booked(&site, &load);
@@ -326,7 +329,39 @@ fn a_ledger_that_is_damaged_under_the_daemon_is_set_aside_and_the_new_one_has_al
 }
 
 #[test]
-fn a_ledger_that_is_damaged_at_the_start_is_set_aside_and_pinned_maps_are_a_new_baseline() {
+fn a_ledger_that_is_damaged_at_the_start_but_where_it_had_come_to_costs_nothing_of_what_came_after()
+{
+    need!(Root, Bpf, Object, Netns, Tool("ip"));
+    let (site, mut load) = (Site::new(), Load::new());
+    let daemon = start(&site, &load, "tcx", &["--persist"]);
+    load.begin();
+    load.goes_on();
+    has_begun(&site);
+    daemon.stop();
+    let first = booked(&site, "5000/udp");
+    load.goes_on();
+    let ledger = Connection::open(path(&site.state)).expect("open the ledger");
+    let place: i64 = ledger
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'subject'", [], |row| {
+            row.get(0)
+        })
+        .expect("a page");
+    drop(ledger);
+    let file = fs::OpenOptions::new().write(true).open(path(&site.state)).expect("open a file");
+    let place = u64::try_from(place - 1).expect("a page") * 4096;
+    file.write_all_at(&[0x5a; 64], place).expect("write");
+    let daemon = start(&site, &load, "tcx", &["--persist"]);
+    daemon.says("it goes on from where the damaged one had come to");
+    load.goes_on();
+    let sent = load.end();
+    daemon.stop();
+    assert_eq!(booked(&site, "5000/udp"), sent - first);
+    assert_eq!((set_aside(&site).len(), events_of(&site, &["gap"]).len()), (1, 0));
+    assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+}
+
+#[test]
+fn a_ledger_that_is_damaged_at_the_start_is_set_aside_and_what_it_cannot_tell_is_a_gap() {
     need!(Root, Bpf, Object, Netns, Tool("ip"));
     let (site, mut load) = (Site::new(), Load::new());
     let daemon = start(&site, &load, "tcx", &["--persist"]);
@@ -350,6 +385,11 @@ fn a_ledger_that_is_damaged_at_the_start_is_set_aside_and_pinned_maps_are_a_new_
     assert_eq!(daemon.stop().group("5000"), sent);
     assert_eq!(booked(&site, "5000/udp"), sent - before);
     assert_eq!(set_aside(&site).len(), 1);
+    assert_eq!(events_of(&site, &["gap"]).len(), 1);
+    for subject in [Subject::Host, group("5000/udp")] {
+        let totals = reader(&site).totals(&subject).expect("ask the ledger");
+        assert!(totals.iter().all(|usage| usage.coverage == Coverage::Gap), "{totals:?}");
+    }
     assert_eq!(events_of(&site, &["ledger-damaged"]).len(), 1);
     assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
 }
