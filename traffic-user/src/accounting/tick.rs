@@ -143,12 +143,10 @@ pub struct State {
     owed: HashMap<(Subject, Layer), Owed>,
     events: Vec<Event>,
     /// What was wrong with the kernel's meters at the last tick, so that it is told once.
-    kernel_wrong: Standing,
+    kernel_wrong: events::Standing,
     /// What was wrong with the proxy's at the last poll, likewise.
-    proxy_wrong: Standing,
+    proxy_wrong: events::Standing,
 }
-
-type Standing = HashSet<(String, Option<Subject>)>;
 
 #[derive(Clone, Debug, Default)]
 struct Owed {
@@ -218,7 +216,7 @@ impl State {
         ticked.relayed = self.follow_devices(frame.devices(), &ticked.kernel);
         self.change_meters(&snapshots, frame.at());
         let wrong = ticked.anomalies.iter().map(|anomaly| events::of_anomaly(frame.at(), anomaly));
-        let fresh = told_once(&mut self.kernel_wrong, wrong.collect());
+        let fresh = events::told_once(&mut self.kernel_wrong, wrong.collect());
         self.note_all(fresh);
         for snapshot in snapshots {
             self.inherited.remove(snapshot.meter);
@@ -436,7 +434,7 @@ impl State {
             payload.after_boot(&former.kept);
         }
         self.book_payload(&payload);
-        let fresh = told_once(&mut self.proxy_wrong, events::of_payload(at, &payload));
+        let fresh = events::told_once(&mut self.proxy_wrong, events::of_payload(at, &payload));
         self.note_all(fresh);
         payload
     }
@@ -577,18 +575,6 @@ impl State {
             self.note(event);
         }
     }
-}
-
-/// The events that tell something new: what was told last time as well goes on. Each restart is one of
-/// its own.
-fn told_once(standing: &mut Standing, events: Vec<Event>) -> Vec<Event> {
-    let key = |event: &Event| (event.kind.clone(), event.subject.clone());
-    let now: Standing = events.iter().map(key).collect();
-    let before = std::mem::replace(standing, now);
-    events
-        .into_iter()
-        .filter(|event| !before.contains(&key(event)) || events::is_momentary(&event.kind))
-        .collect()
 }
 
 const fn bytes(input_bytes: u64, output_bytes: u64) -> Traffic {

@@ -1,5 +1,7 @@
 //! What a tick tells beside its numbers.
 
+use std::collections::HashSet;
+
 use super::{
     super::{
         anomaly::{Anomaly, Owner, counter_text},
@@ -23,6 +25,21 @@ fn event(at: i128, kind: &str, what: String) -> Event {
 /// Whether each event of this kind is one of its own, however often it comes.
 pub(super) fn is_momentary(kind: &str) -> bool {
     [RESTARTED, "proxy-restarted", "proxy-replaced"].contains(&kind)
+}
+
+/// What was wrong at the last look.
+pub(super) type Standing = HashSet<(String, Option<Subject>)>;
+
+/// The events that tell something new: what was told last time as well goes on. Each restart is one of
+/// its own.
+pub(super) fn told_once(standing: &mut Standing, events: Vec<Event>) -> Vec<Event> {
+    let key = |event: &Event| (event.kind.clone(), event.subject.clone());
+    let now: Standing = events.iter().map(key).collect();
+    let before = std::mem::replace(standing, now);
+    events
+        .into_iter()
+        .filter(|event| !before.contains(&key(event)) || is_momentary(&event.kind))
+        .collect()
 }
 
 /// The counters of a meter began again.

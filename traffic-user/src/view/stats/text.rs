@@ -431,7 +431,7 @@ mod tests {
                            "input_packets": 1, "output_packets": 2},
                 "overhead_ratio": null, "unattributed_bytes": 6_000_000}],
             "unplaced": [], "system_total": total,
-            "relay": {"input_bytes": 7_000_000, "output_bytes": 8_000_000},
+            "relay": {"input_bytes": 7_000_000, "output_bytes": 8_000_000, "coverage": "complete"},
             "anomalies": [], "events": [],
         });
         let document: Document = serde_json::from_value(document).unwrap();
