@@ -66,9 +66,12 @@ pub enum Part {
     /// Each program against an empty one
     #[value(name = "a")]
     Programs,
-    /// A packet's way to its socket, and one TCP stream
+    /// A packet's way to its socket
     #[value(name = "b")]
     Path,
+    /// One TCP stream
+    #[value(name = "s")]
+    Stream,
     /// Reading all counters
     #[value(name = "c")]
     Reading,
@@ -84,14 +87,21 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 6] =
-        [Self::Programs, Self::Path, Self::Reading, Self::Start, Self::Proxy, Self::Ledger];
+    const ALL: [Self; 7] = [
+        Self::Programs,
+        Self::Path,
+        Self::Stream,
+        Self::Reading,
+        Self::Start,
+        Self::Proxy,
+        Self::Ledger,
+    ];
 
     fn measure(self, plan: &Plan, ways: &[String]) -> Result<Vec<Section>> {
         Ok(match self {
             Self::Programs => vec![programs::measure(plan)?],
-            Self::Path if !ways.is_empty() => vec![path::measure(plan, ways)?],
-            Self::Path => vec![path::measure(plan, ways)?, stream::measure(plan)?],
+            Self::Path => vec![path::measure(plan, ways)?],
+            Self::Stream => vec![stream::measure(plan)?],
             Self::Reading => vec![reading::measure(plan)?],
             Self::Start => vec![start::measure(plan)?],
             Self::Proxy => proxy::measure(plan)?,

@@ -1,4 +1,4 @@
-//! Part (b), one TCP stream: throughput and processor time while 10,000 ports are watched.
+//! Part (s): one TCP stream: throughput and processor time while 10,000 ports are watched.
 
 use std::{
     fs,
