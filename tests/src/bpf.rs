@@ -11,13 +11,20 @@
 //!   caller's network namespace; without one the packet comes from loopback.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
 };
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -64,6 +71,28 @@ pub fn is_taken(frame: &[u8]) -> bool {
         Some(_) => 14,
     };
     (least..=MOST_BYTES).contains(&frame.len())
+}
+
+/// Takes the program of a pinned link off its place, as any administrator can. The pin stays.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn detach_pinned(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let name: [u64; 2] = [path.as_ptr().addr() as u64, 0];
+    // SAFETY: the path lives until the call returns; the rest of the attribute is zero.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const name, size_of_val(&name)) };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just given this descriptor to us and to nobody else.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let number = link.as_raw_fd();
+    // SAFETY: the attribute is the number of the link, and lives until the call returns.
+    let done = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const number, size_of_val(&number))
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The part of `struct __sk_buff` that a test run may be told, at the places where the kernel's

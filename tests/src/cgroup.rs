@@ -41,6 +41,18 @@ impl Cgroup {
         cgroup
     }
 
+    /// Removes it and makes another at the same place, as a service manager does at a restart. No thread may
+    /// be in it.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    pub fn make_anew(&self) {
+        fs::remove_dir(&self.path).expect("remove a cgroup");
+        fs::create_dir(&self.path).expect("make a cgroup again");
+        fs::write(self.path.join("cgroup.type"), "threaded").expect("a cgroup for threads");
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -14,6 +14,7 @@ mod kernels;
 mod ledger;
 mod lifecycle;
 mod listening;
+mod lost;
 mod nft;
 mod proxy;
 mod service;

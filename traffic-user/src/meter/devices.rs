@@ -166,6 +166,12 @@ pub fn choose(facts: &Facts, wanted: &Wanted) -> Choice {
     choice
 }
 
+/// Whether there is a device of this number now.
+pub(super) fn is_there(index: u32) -> bool {
+    // Of one that is not there, it gives an empty name and no error.
+    nix::net::if_::if_indextoname(index).is_ok_and(|name| !name.is_empty())
+}
+
 /// What these devices have counted themselves since they were made. One that is gone is left out.
 ///
 /// # Errors
@@ -473,6 +479,12 @@ mod tests {
         let facts = facts(vec![device(2, "eth0"), vlan, port, device(5, "br0")], &[2, 3, 4, 5]);
         check(&facts, &[], &["eth0", "br0"], &["eth0.5", "eth1"]);
         check(&facts, &["eth0.5", "eth1"], &["eth0.5", "eth1"], &[]);
+    }
+
+    #[test]
+    fn a_number_without_a_device_is_no_device() {
+        assert!(is_there(1), "loopback is the first in every network namespace");
+        assert!(!is_there(2_000_000_000));
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Programs onto devices and cgroups, and off again.
 
+mod adopt;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::File,
+    io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
@@ -10,8 +13,8 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSkbAttachType, LinkOrder, SchedClassifier, TcAttachType,
-        links::{FdLink, Link as _},
+        SchedClassifier, TcAttachType,
+        links::Link as _,
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
     },
 };
@@ -20,12 +23,15 @@ use traffic_ebpf::abi::programs;
 use super::{
     Hook,
     clsact::{self, Side},
-    load, qdisc, sys,
+    link::{Link, cgroup_number},
+    load, qdisc,
 };
 use crate::meter::{
-    devices::{Device, LinkKind},
+    devices::{self, Device, LinkKind},
     error::{MeterError, cause},
 };
+
+pub(super) use adopt::{counts_another_cgroup, is_broken};
 
 /// The only filter of ours at its priority.
 const HANDLE: u32 = 1;
@@ -33,10 +39,8 @@ const HANDLE: u32 = 1;
 /// What keeps a program on its place.
 #[derive(Debug)]
 enum Held {
-    /// A link that ends with its descriptor.
-    Link(FdLink),
-    /// A link pinned at this path; it stays when we end.
-    Pinned(PathBuf),
+    /// A link, which ends with its descriptor unless it is pinned.
+    Link(Link),
     /// A filter that is taken off when this is dropped.
     Filter(Option<SchedClassifierLink>),
 }
@@ -56,14 +60,23 @@ pub(super) struct Attachments {
     /// Folder of the pinned links: what is attached stays when we end.
     pins: Option<PathBuf>,
     devices: BTreeMap<u32, OnDevice>,
-    cgroup: Vec<Held>,
-    /// What could not be read to the end: some bytes were not seen.
+    cgroup: Vec<Link>,
+    /// Another run has counted before, and devices were not looked at since.
+    adopted: bool,
+    /// Some bytes are known not to have been seen.
     missed: bool,
 }
 
 impl Attachments {
     pub(super) fn new(hook: Hook, pins: Option<PathBuf>) -> Self {
-        Self { hook, pins, devices: BTreeMap::new(), cgroup: Vec::new(), missed: false }
+        Self {
+            hook,
+            pins,
+            devices: BTreeMap::new(),
+            cgroup: Vec::new(),
+            adopted: false,
+            missed: false,
+        }
     }
 
     /// Devices that are counted now.
@@ -76,8 +89,64 @@ impl Attachments {
         self.missed
     }
 
-    /// Counts on these devices and no others. Gives what could not be attached.
-    pub(super) fn sync(&mut self, ebpf: &mut Ebpf, wanted: &[Device]) -> Vec<MeterError> {
+    /// Numbers of those of the devices on which what we attached does not stand any more. Notes that
+    /// packets were missed, which has to be said before anything is put back; so, too, when an earlier run
+    /// did not count on a device, because nobody did since it ended.
+    pub(super) fn look(&mut self, wanted: &[Device]) -> BTreeSet<u32> {
+        let mut lost = BTreeSet::new();
+        for device in wanted {
+            match self.devices.get(&device.index) {
+                // What went with its device is not lost, even when the news of that is still on its way.
+                Some(on) if !self.stands(on) && devices::is_there(device.index) => {
+                    // Somebody took it off: put it back, and say so.
+                    tracing::warn!(
+                        device = device.name,
+                        "our {} was taken off by another program: putting it back",
+                        if self.hook == Hook::Tc { "filter" } else { "link" },
+                    );
+                    lost.insert(device.index);
+                }
+                Some(_) => {}
+                None if self.adopted => {
+                    tracing::warn!(device = device.name, "nothing counted here since the last run");
+                    self.missed = true;
+                }
+                None => {}
+            }
+        }
+        self.adopted = false;
+        self.missed |= !lost.is_empty();
+        lost
+    }
+
+    /// Whether something does not stand any more of which no news comes: links, unlike filters, end without
+    /// any. One whose device has gone away is not lost, and of that there will be news.
+    pub(super) fn is_lost(&self) -> bool {
+        self.hook == Hook::Tcx
+            && self
+                .devices
+                .values()
+                .any(|on| !self.stands(on) && devices::is_there(on.device.index))
+    }
+
+    fn stands(&self, on: &OnDevice) -> bool {
+        match self.hook {
+            Hook::Tc => filters_stand(on.device.index),
+            Hook::Tcx | Hook::Cgroup => on.held.iter().all(|held| match held {
+                Held::Link(link) => stands_at(link, on.device.index.into()),
+                Held::Filter(_) => true,
+            }),
+        }
+    }
+
+    /// Counts on these devices and no others, and puts back what is `lost`. Gives what could not be
+    /// attached.
+    pub(super) fn sync(
+        &mut self,
+        ebpf: &mut Ebpf,
+        wanted: &[Device],
+        lost: &BTreeSet<u32>,
+    ) -> Vec<MeterError> {
         let mut errors = Vec::new();
         let keep: BTreeSet<u32> = wanted.iter().map(|device| device.index).collect();
         let gone: Vec<u32> =
@@ -90,22 +159,17 @@ impl Attachments {
         for device in wanted {
             if let Some(on) = self.devices.get_mut(&device.index) {
                 on.device.clone_from(device);
-                if self.hook == Hook::Tc && !filters_stand(device.index) {
-                    // Somebody deleted the qdisc or our filter: put it back, and say so.
-                    self.missed = true;
-                    tracing::warn!(
-                        device = device.name,
-                        "our filter was taken off by another program: putting it back"
-                    );
-                    if let Some(on) = self.devices.remove(&device.index) {
-                        forget_filters(on);
-                    }
-                    // A side that still stands would be counted by two filters.
-                    if let Err(error) = take_off_ours(device) {
-                        errors.push(error);
-                    }
-                } else {
+                if !lost.contains(&device.index) {
                     continue;
+                }
+                // A side that still stands would be counted by two programs.
+                if let Some(on) = self.devices.remove(&device.index) {
+                    forget_filters(on).into_iter().for_each(Link::end);
+                }
+                if self.hook == Hook::Tc
+                    && let Err(error) = take_off_ours(device)
+                {
+                    errors.push(error);
                 }
             }
             match self.put_on(ebpf, device) {
@@ -126,178 +190,85 @@ impl Attachments {
         for side in Side::BOTH {
             let name = program_for(device, side)?;
             let program = load::classifier(ebpf, name)?;
-            let held = match (self.hook, &self.pins) {
-                (Hook::Tc, _) => filter(program, device, side)?,
-                (_, None) => Held::Link(tcx(program, device, side)?),
-                (_, Some(folder)) => {
-                    let path = folder.join(format!("tcx_{}_{}", device.index, side.name()));
-                    let link = tcx(program, device, side)?;
-                    link.pin(&path).map_err(|error| attach_error(device, "tcx", error))?;
-                    Held::Pinned(path)
+            let held = match self.hook {
+                Hook::Tc => filter(program, device, side)?,
+                Hook::Tcx | Hook::Cgroup => {
+                    let program = load::descriptor(program.fd(), name)?;
+                    let link = Link::tcx(program.as_fd(), device.index, side)
+                        .and_then(|link| {
+                            self.kept(link, &format!("tcx_{}_{}", device.index, side.name()))
+                        })
+                        .map_err(|error| attach_error(device, "tcx", error))?;
+                    Held::Link(link)
                 }
             };
             on.held.push(held);
         }
+        if self.hook == Hook::Tc {
+            self.note_filters(device);
+        }
         Ok(on)
     }
 
-    /// Takes over what is attached under our pins or names, with the programs of `ebpf` in the place
-    /// of the old ones. Each packet is seen by exactly one of them.
-    pub(super) fn adopt(&mut self, ebpf: &mut Ebpf, present: &[Device]) -> Result<(), MeterError> {
-        match self.hook {
-            Hook::Tcx => self.adopt_links(ebpf, present),
-            Hook::Tc => self.adopt_filters(ebpf, present),
-            Hook::Cgroup => self.adopt_cgroup(ebpf),
+    /// Pins a link, if what is attached is to stay.
+    fn kept(&self, link: Link, name: &str) -> io::Result<Link> {
+        match &self.pins {
+            None => Ok(link),
+            Some(folder) => link.pin(folder.join(name)),
         }
     }
 
-    fn adopt_links(&mut self, ebpf: &mut Ebpf, present: &[Device]) -> Result<(), MeterError> {
-        let Some(folder) = self.pins.clone() else {
-            return Ok(());
-        };
-        let mut links = BTreeMap::new();
-        for path in files(&folder)? {
-            let parsed = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .and_then(|name| name.strip_prefix("tcx_")?.split_once('_'))
-                .and_then(|(index, side)| Some((index.parse::<u32>().ok()?, side.to_owned())));
-            if let Some(key) = parsed {
-                links.insert(key, path);
-            }
-        }
-        for device in present {
-            let mut held = Vec::new();
-            for side in Side::BOTH {
-                let Some(path) = links.remove(&(device.index, side.name().to_owned())) else {
-                    continue;
-                };
-                let name = program_for(device, side)?;
-                let program = load::classifier(ebpf, name)?;
-                let descriptor = load::descriptor(program.fd(), name)?;
-                let replaced = sys::open_pin(&path)
-                    .and_then(|link| sys::replace_program(link.as_fd(), descriptor.as_fd()));
-                match replaced {
-                    Ok(()) => held.push(Held::Pinned(path)),
-                    // The link outlived its device, and another got the number.
-                    Err(error) => {
-                        tracing::debug!(%error, device = device.name, "a pinned link leads nowhere");
-                        remove(&path)?;
-                    }
-                }
-            }
-            if held.len() == Side::BOTH.len() {
-                let device = device.clone();
-                let on = OnDevice { device, held, made_qdisc: false };
-                self.devices.insert(on.device.index, on);
-            } else {
-                // Half a pair counts half: begin anew for this device.
-                for held in held {
-                    self.missed = true;
-                    release(held);
-                }
-            }
-        }
-        // Of devices that are gone.
-        links.values().try_for_each(|path| remove(path))
-    }
-
-    fn adopt_filters(&mut self, ebpf: &mut Ebpf, present: &[Device]) -> Result<(), MeterError> {
-        for device in present {
-            let ours: Vec<_> = clsact::filters(device.index)?
-                .into_iter()
-                .filter(clsact::Filter::is_ours)
-                .collect();
-            let mut held = Vec::new();
-            for found in ours {
-                let name = program_for(device, found.side)?;
-                let program = load::classifier(ebpf, name)?;
-                let link = SchedClassifierLink::attached(
-                    &device.name,
-                    attach_type(found.side),
-                    found.priority,
-                    found.handle.into(),
-                    None,
-                )
-                .map_err(|error| attach_error(device, "tc", error))?;
-                let link = program
-                    .attach_to_link(link)
-                    .and_then(|id| program.take_link(id))
-                    .map_err(|error| attach_error(device, "tc", error))?;
-                held.push(Held::Filter(Some(link)));
-            }
-            if !held.is_empty() {
-                let made_qdisc = qdisc::is_ours(device.index);
-                self.devices
-                    .insert(device.index, OnDevice { device: device.clone(), held, made_qdisc });
-            }
-        }
-        Ok(())
-    }
-
-    fn adopt_cgroup(&mut self, ebpf: &mut Ebpf) -> Result<(), MeterError> {
-        let Some(folder) = self.pins.clone() else {
-            return Ok(());
-        };
-        for side in Side::BOTH {
-            let path = folder.join(cgroup_pin(side));
-            if !path.exists() {
-                continue;
-            }
-            let (name, _) = cgroup_program(side);
-            let program = load::cgroup_skb(ebpf, name)?;
-            let descriptor = load::descriptor(program.fd(), name)?;
-            let target = path.display().to_string();
-            sys::open_pin(&path)
-                .and_then(|link| sys::replace_program(link.as_fd(), descriptor.as_fd()))
-                .map_err(|error| MeterError::Attach {
-                    target,
-                    hook: "cgroup",
-                    cause: cause(error),
-                })?;
-            self.cgroup.push(Held::Pinned(path));
-        }
-        Ok(())
-    }
-
-    /// Counts at this cgroup and all below it, unless it was adopted already.
+    /// Counts at this cgroup and all below it, unless what was adopted does.
     pub(super) fn put_on_cgroup(&mut self, ebpf: &mut Ebpf, path: &Path) -> Result<(), MeterError> {
         if !self.cgroup.is_empty() {
             return Ok(());
         }
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| MeterError::Attach {
+        let failed = |error: io::Error| MeterError::Attach {
             target: path.display().to_string(),
             hook: "cgroup",
-            cause: error,
+            cause: cause(error),
         };
         let cgroup = File::open(path)
             .map_err(|_| MeterError::NoCgroup { path: path.display().to_string() })?;
         for side in Side::BOTH {
-            let (name, attach_type) = cgroup_program(side);
+            let name = cgroup_program(side);
             let program = load::cgroup_skb(ebpf, name)?;
-            let link: FdLink = program
-                // A link is never alone at its cgroup; the flag that says so is for other attachments.
-                .attach(&cgroup, attach_type, CgroupAttachMode::Single)
-                .and_then(|id| program.take_link(id))
-                .map_err(|error| failed(cause(error)))?
-                .try_into()
-                .map_err(|error: aya::programs::links::LinkError| failed(cause(error)))?;
-            let held = match &self.pins {
-                None => Held::Link(link),
-                Some(folder) => {
-                    let path = folder.join(cgroup_pin(side));
-                    link.pin(&path).map_err(|error| failed(cause(error)))?;
-                    Held::Pinned(path)
-                }
-            };
-            self.cgroup.push(held);
+            let program = load::descriptor(program.fd(), name)?;
+            let link = Link::cgroup(program.as_fd(), cgroup.as_fd(), side)
+                .and_then(|link| self.kept(link, &cgroup_pin(side)))
+                .map_err(failed)?;
+            self.cgroup.push(link);
         }
         Ok(())
+    }
+
+    /// Whether the links do not lead to the cgroup at this path any more: it was removed, perhaps made
+    /// again, or somebody took one off. Notes that packets were missed.
+    pub(super) fn has_lost_cgroup(&mut self, path: &Path) -> bool {
+        let number = cgroup_number(path).ok();
+        let stand = number.is_some_and(|number| {
+            self.cgroup.len() == Side::BOTH.len()
+                && self.cgroup.iter().all(|link| stands_at(link, number))
+        });
+        if !stand && !self.cgroup.is_empty() {
+            tracing::warn!(
+                cgroup = %path.display(),
+                "our link was taken off, or the cgroup made anew: counting begins there again"
+            );
+        }
+        self.missed |= !stand;
+        !stand
+    }
+
+    /// Takes the links at a cgroup off, whatever they lead to.
+    pub(super) fn leave_cgroup(&mut self) {
+        self.cgroup.drain(..).for_each(Link::end);
     }
 
     fn take_off(&self, on: OnDevice) {
         let OnDevice { device, held, made_qdisc } = on;
         held.into_iter().for_each(release);
+        self.forget_note(&device);
         if made_qdisc {
             qdisc::drop_unused(&device);
         }
@@ -309,7 +280,7 @@ impl Drop for Attachments {
     fn drop(&mut self) {
         for (_, on) in std::mem::take(&mut self.devices) {
             if self.pins.is_some() {
-                forget_filters(on);
+                drop(forget_filters(on));
             } else {
                 self.take_off(on);
             }
@@ -398,10 +369,10 @@ fn program_for(device: &Device, side: Side) -> Result<&'static str, MeterError> 
     }
 }
 
-fn cgroup_program(side: Side) -> (&'static str, CgroupSkbAttachType) {
+fn cgroup_program(side: Side) -> &'static str {
     match side {
-        Side::Input => (programs::CGROUP_IN, CgroupSkbAttachType::Ingress),
-        Side::Output => (programs::CGROUP_OUT, CgroupSkbAttachType::Egress),
+        Side::Input => programs::CGROUP_IN,
+        Side::Output => programs::CGROUP_OUT,
     }
 }
 
@@ -414,20 +385,6 @@ fn attach_type(side: Side) -> TcAttachType {
         Side::Input => TcAttachType::Ingress,
         Side::Output => TcAttachType::Egress,
     }
-}
-
-/// First on the hook: a program of others that ends the chain would hide what comes after it.
-fn tcx(program: &mut SchedClassifier, device: &Device, side: Side) -> Result<FdLink, MeterError> {
-    program
-        .attach_with_options(
-            &device.name,
-            attach_type(side),
-            TcAttachOptions::TcxOrder(LinkOrder::first()),
-        )
-        .and_then(|id| program.take_link(id))
-        .map_err(|error| attach_error(device, "tcx", error))?
-        .try_into()
-        .map_err(|error: aya::programs::links::LinkError| attach_error(device, "tcx", error))
 }
 
 fn filter(program: &mut SchedClassifier, device: &Device, side: Side) -> Result<Held, MeterError> {
@@ -453,12 +410,7 @@ where
 
 fn release(held: Held) {
     match held {
-        Held::Link(link) => drop(link),
-        Held::Pinned(path) => {
-            if let Err(error) = remove(&path) {
-                tracing::warn!(%error, "a pinned link stays behind");
-            }
-        }
+        Held::Link(link) => link.end(),
         Held::Filter(link) => {
             // Fails when the device is gone, and its filters with it.
             if let Some(Err(error)) = link.map(aya::programs::links::Link::detach) {
@@ -468,11 +420,26 @@ fn release(held: Held) {
     }
 }
 
-/// Lets go of filters without taking them off.
-fn forget_filters(on: OnDevice) {
+/// Lets go of filters without taking them off. Gives what else was held.
+fn forget_filters(on: OnDevice) -> Vec<Link> {
+    let mut links = Vec::new();
     for held in on.held {
-        if let Held::Filter(Some(link)) = held {
-            std::mem::forget(link);
+        match held {
+            Held::Link(link) => links.push(link),
+            Held::Filter(filter) => std::mem::forget(filter),
+        }
+    }
+    links
+}
+
+/// Whether a link is at the device or cgroup of this number. A kernel that does not say is believed.
+fn stands_at(link: &Link, number: u64) -> bool {
+    match link.target() {
+        // Of the number of a cgroup, files show the lower half only on some machines.
+        Ok(target) => target.is_some_and(|target| target & 0xffff_ffff == number & 0xffff_ffff),
+        Err(error) => {
+            tracing::debug!(%error, "a link does not say where it is");
+            true
         }
     }
 }
@@ -480,23 +447,5 @@ fn forget_filters(on: OnDevice) {
 fn filters_stand(index: u32) -> bool {
     clsact::filters(index).is_ok_and(|filters| {
         Side::BOTH.iter().all(|side| filters.iter().any(|f| f.side == *side && f.is_ours()))
-    })
-}
-
-fn files(folder: &Path) -> Result<Vec<PathBuf>, MeterError> {
-    let failed = |cause| MeterError::File { doing: "read", path: folder.into(), cause };
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
-}
-
-fn remove(path: &Path) -> Result<(), MeterError> {
-    fs::remove_file(path).map_err(|cause| MeterError::File {
-        doing: "remove",
-        path: path.into(),
-        cause,
     })
 }

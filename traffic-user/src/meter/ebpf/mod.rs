@@ -6,6 +6,7 @@
 
 mod attach;
 mod clsact;
+mod link;
 mod load;
 mod mapping;
 mod maps;
@@ -28,7 +29,7 @@ use traffic_ebpf::abi::{self, ABI_VERSION, LANES, MAGIC, MAX_SLOTS, Meta, hook, 
 use self::{attach::Attachments, load::Parameters, maps::Maps, pins::Pins};
 use super::{
     devices::{Choice, Device, Facts},
-    error::MeterError,
+    error::{MeterError, chain},
     host, lock,
 };
 use crate::accounting::{
@@ -85,6 +86,10 @@ pub struct EbpfMeter {
     passed_over: Vec<(Hook, String)>,
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     gap_noted: bool,
+    /// Devices to count on, as was said last.
+    wanted: Vec<Device>,
+    /// The cgroup to count at.
+    cgroup: Option<PathBuf>,
     /// Pins that this start made: they go when it fails.
     made: Option<Pins>,
 }
@@ -169,6 +174,8 @@ impl EbpfMeter {
             passed_over,
             log: None,
             gap_noted: false,
+            wanted: Vec::new(),
+            cgroup: None,
             made: options.persist.then(|| pins.clone()),
         };
         meter.enter_cgroup(options)?;
@@ -213,8 +220,11 @@ impl EbpfMeter {
             passed_over: Vec::new(),
             log: None,
             gap_noted: false,
+            wanted: Vec::new(),
+            cgroup: None,
             made: None,
         };
+        meter.note_gap()?;
         meter.maps.watch(groups)?;
         meter.enter_cgroup(options)?;
         Ok(meter)
@@ -225,7 +235,9 @@ impl EbpfMeter {
             return Ok(());
         }
         let path = cgroup_path(options.cgroup.as_deref())?;
-        self.attachments.put_on_cgroup(&mut self.ebpf, &path)
+        self.attachments.put_on_cgroup(&mut self.ebpf, &path)?;
+        self.cgroup = Some(path);
+        Ok(())
     }
 
     /// Counts on the chosen devices and no others. At a cgroup, where devices do not matter, does
@@ -234,7 +246,47 @@ impl EbpfMeter {
         if self.hook == Hook::Cgroup {
             return Vec::new();
         }
-        self.attachments.sync(&mut self.ebpf, &choice.devices)
+        self.wanted.clone_from(&choice.devices);
+        self.attach()
+    }
+
+    /// Counts on the devices that are wanted. What was missed is noted before it is put right, so that even
+    /// a run that is killed in between has said so.
+    fn attach(&mut self) -> Vec<MeterError> {
+        let lost = self.attachments.look(&self.wanted);
+        let noted = self.note_gap();
+        let mut errors = self.attachments.sync(&mut self.ebpf, &self.wanted, &lost);
+        errors.extend(noted.err());
+        errors
+    }
+
+    /// Puts back what was taken off without any news of it: a link, or a cgroup with what was at it.
+    fn mend(&mut self) -> Result<(), MeterError> {
+        if self.attachments.is_lost() {
+            for error in self.attach() {
+                tracing::warn!(error = chain(&error), "a device is not counted");
+            }
+        }
+        if let Some(path) = self.cgroup.clone()
+            && self.attachments.has_lost_cgroup(&path)
+        {
+            self.note_gap()?;
+            self.attachments.leave_cgroup();
+            // Tried at each tick: the cgroup may not have been made again yet.
+            if let Err(error) = self.attachments.put_on_cgroup(&mut self.ebpf, &path) {
+                tracing::debug!(error = chain(&error), "the cgroup is not counted");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes to the maps that packets were missed.
+    fn note_gap(&mut self) -> Result<(), MeterError> {
+        if self.attachments.missed() && !self.gap_noted {
+            self.maps.set_meta(|meta| meta.gap = 1)?;
+            self.gap_noted = true;
+        }
+        Ok(())
     }
 
     /// Takes off what this start attached and pinned, because it cannot go on. What an earlier one
@@ -276,16 +328,13 @@ impl EbpfMeter {
         self.attachments.devices()
     }
 
-    /// Reads all counters. Resets nothing.
+    /// Reads all counters. Resets nothing. Links that were taken off are put back, and the gap is said.
     ///
     /// # Errors
     ///
     /// [`MeterError::Map`].
     pub fn read(&mut self) -> Result<Snapshot, MeterError> {
-        if self.attachments.missed() && !self.gap_noted {
-            self.maps.set_meta(|meta| meta.gap = 1)?;
-            self.gap_noted = true;
-        }
+        self.mend()?;
         self.maps.snapshot(self.hook.name(), coverage(self.maps.meta()))
     }
 
@@ -384,10 +433,18 @@ fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError
     match (hook_from(meta.hook), options.hook) {
         (Some(found), Some(wanted)) if found != wanted => {
             let (found, wanted) = (found.name(), wanted.name());
-            Err(other(format!("count at {found}, and --meter {wanted} was asked for")))
+            return Err(other(format!("count at {found}, and --meter {wanted} was asked for")));
         }
-        _ => Ok(Some(found)),
+        (Some(Hook::Cgroup), _) => {
+            let path = cgroup_path(options.cgroup.as_deref())?;
+            let number = link::cgroup_number(&path).unwrap_or(0);
+            if attach::counts_another_cgroup(&pins.links(), number) {
+                return Err(other(format!("count at another cgroup than {}", path.display())));
+            }
+        }
+        _ => {}
     }
+    Ok(Some(found))
 }
 
 fn cgroup_path(wanted: Option<&Path>) -> Result<PathBuf, MeterError> {

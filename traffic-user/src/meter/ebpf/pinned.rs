@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Hook, attach, coverage, hook_from, load, maps::Maps, pins::Pins};
 use crate::{
-    accounting::reading::Snapshot,
+    accounting::reading::{Coverage, Snapshot},
     meter::{
         devices::{Device, Facts},
         error::MeterError,
@@ -43,13 +43,16 @@ impl Pinned {
         Ok(Some(Self { maps, pins, hook }))
     }
 
-    /// Reads all counters. Resets nothing.
+    /// Reads all counters. Resets nothing. Where something of ours was taken off, which only the next run
+    /// puts back, there is a gap.
     ///
     /// # Errors
     ///
     /// [`MeterError::Map`].
     pub fn read(&self) -> Result<Snapshot, MeterError> {
-        self.maps.snapshot(self.hook.name(), coverage(self.maps.meta()))
+        let broken = attach::is_broken(self.hook, &self.pins.links(), true)?;
+        let coverage = if broken { Coverage::Gap } else { coverage(self.maps.meta()) };
+        self.maps.snapshot(self.hook.name(), coverage)
     }
 
     /// Devices that are counted, as far as they are in this network namespace.

@@ -4,6 +4,7 @@
 //! /sys/fs/bpf/traffic/maps/{COUNTERS,GROUPS,...}      the set that counts
 //! /sys/fs/bpf/traffic/next/...                        a set that is taking over (ABI change, more room)
 //! /sys/fs/bpf/traffic/links/{tcx_IFINDEX_in,cgroup_out,...}
+//! /sys/fs/bpf/traffic/links/tc_IFINDEX                filters stand on this device: a symbolic link to its name
 //! ```
 //!
 //! Names have no dots, which bpffs refuses.
@@ -123,7 +124,7 @@ impl Pins {
             return false;
         };
         if path.starts_with(self.links()) {
-            name.starts_with("tcx_") || name.starts_with("cgroup_")
+            ["tcx_", "tc_", "cgroup_"].iter().any(|kind| name.starts_with(kind))
         } else {
             maps::PINNED.contains(&name)
         }

@@ -1,5 +1,5 @@
-//! The few system calls that no library we use wraps: opening a pin as a plain descriptor, replacing
-//! the program of a link, and waiting for running programs.
+//! The few system calls that no library we use wraps, or not with a descriptor that we can ask later:
+//! what a link needs, and waiting for running programs.
 
 use std::{
     ffi::CString,
@@ -11,17 +11,61 @@ use std::{
     path::Path,
 };
 
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
-/// `bpf_attr` of `BPF_OBJ_GET`.
+/// `bpf_attr` of `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
 #[repr(C)]
 struct ObjectAttr {
     path: u64,
     fd: u32,
     flags: u32,
 }
+
+/// `bpf_attr` of `BPF_LINK_CREATE`, as far as all that we attach to reads it: zeros follow.
+#[repr(C)]
+struct LinkCreateAttr {
+    program: u32,
+    /// Number of a device, or descriptor of a cgroup.
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// `bpf_attr` of `BPF_LINK_DETACH`.
+#[repr(C)]
+struct LinkDetachAttr {
+    link: u32,
+}
+
+/// `bpf_attr` of `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The part of `bpf_link_info` that links at a device and at a cgroup have. The kernel fills as much of
+/// it as it is given room for.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    /// Number of the cgroup; or number of the device, and how it is attached.
+    target: [u32; 2],
+    rest: [u32; 4],
+}
+
+const _: () = assert!(std::mem::offset_of!(LinkInfo, target) == 16);
 
 /// `bpf_attr` of `BPF_LINK_UPDATE`.
 #[repr(C)]
@@ -30,6 +74,60 @@ struct LinkUpdateAttr {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+/// `bpf_link_type` of a link at a cgroup, and of one at tcx.
+const AT_CGROUP: u32 = 3;
+const AT_TCX: u32 = 11;
+
+/// Makes a link of `program` at a device (its number) or a cgroup (its descriptor).
+pub(super) fn create_link(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let program = program.as_raw_fd().cast_unsigned();
+    let attr = LinkCreateAttr { program, target, attach_type, flags };
+    let fd = bpf(BPF_LINK_CREATE, &attr)?;
+    // SAFETY: the kernel made this descriptor for this call; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins the object at `path`.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = object.as_raw_fd().cast_unsigned();
+    let attr = ObjectAttr { path: path.as_ptr() as u64, fd, flags: 0 };
+    bpf(BPF_OBJ_PIN, &attr).map(drop)
+}
+
+/// Number of the device or cgroup that a link is at; 0 when it is at none any more.
+pub(super) fn target_of(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = LinkInfo::default();
+    let attr = InfoAttr {
+        fd: link.as_raw_fd().cast_unsigned(),
+        length: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
+        info: (&raw mut info).addr() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    let [low, high] = info.target;
+    match info.kind {
+        AT_TCX => Ok(low.into()),
+        AT_CGROUP => {
+            let [a, b, c, d] = low.to_ne_bytes();
+            let [e, f, g, h] = high.to_ne_bytes();
+            Ok(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+        }
+        kind => Err(io::Error::other(format!("a link of kind {kind}"))),
+    }
+}
+
+/// Takes the program of a link off its place at once, whoever else holds the link. A kernel before 5.9
+/// does not know how.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = LinkDetachAttr { link: link.as_raw_fd().cast_unsigned() };
+    bpf(BPF_LINK_DETACH, &attr).map(drop)
 }
 
 /// Opens what is pinned at `path`.

@@ -1,0 +1,204 @@
+//! What counts is taken off by others, under a running daemon or while none runs: it is put back, and what
+//! passed in between is a gap and never said to be complete.
+
+use std::{fs, net::UdpSocket};
+
+use traffic_tests::{
+    bpf,
+    cgroup::Cgroup,
+    daemon::{Daemon, Site},
+    device::{Device, veth},
+    document::{Document, Traffic},
+    leaks, load, need,
+    netns::NetNs,
+    wait,
+};
+
+/// Payload of the datagrams, and what they are with their headers.
+const PAYLOAD: usize = 72;
+const WHOLE: u64 = 100;
+
+/// A host with one device and its default route, and somebody who sends to it.
+struct Pair {
+    here: Device,
+    there: Device,
+    site: Site,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (host, other) = (NetNs::new().without_ipv6(), NetNs::new().without_ipv6());
+        let (here, there) = veth((&host, "eth0"), (&other, "eth0"), 1);
+        host.ip(&format!("route add default via {}", there.v4));
+        Self { here, there, site: Site::new() }
+    }
+
+    fn start(&self, args: &[&str]) -> Daemon {
+        let args = [&["--ports", "5000"], args].concat();
+        self.site.start(&self.here.ns, &args)
+    }
+
+    /// So many datagrams to port 5000, each of which arrives.
+    fn send(&self, count: u64) {
+        let server = load::udp(&self.here, false, 5000);
+        self.send_to(&server, count);
+    }
+
+    fn send_to(&self, server: &UdpSocket, count: u64) {
+        let client = load::udp(&self.there, false, 40_000);
+        for _ in 0..count {
+            load::datagram(&client, server, PAYLOAD);
+        }
+    }
+
+    fn dump(&self) -> Document {
+        Document(self.site.run(&self.here.ns, &["dump", "--json"]).json())
+    }
+
+    fn clean(self) {
+        let answer = self.site.run(&self.here.ns, &["clean"]);
+        assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+        leaks::nothing(&self.here.ns, &self.site.pins);
+    }
+}
+
+fn input(count: u64) -> Traffic {
+    Traffic::input(WHOLE * count, count)
+}
+
+#[test]
+fn a_link_that_is_taken_off_under_a_daemon_is_put_back_and_the_gap_is_said() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let pair = Pair::new();
+    let mut daemon = pair.start(&["--persist", "--meter", "tcx"]);
+    daemon.counts_on(&["eth0"]);
+    pair.send(5);
+    assert_eq!(daemon.fresh().text("coverage"), "complete");
+    let link = pair.site.pins.join(format!("links/tcx_{}_in", pair.here.index()));
+    bpf::detach_pinned(&link).expect("take a link off");
+    daemon.wait_for("the gap", |document| (document.text("coverage") == "gap").then_some(()));
+    daemon.says("putting it back");
+    pair.send(5);
+    let last = daemon.stop();
+    assert_eq!((last.group("5000"), last.text("coverage")), (input(10), "gap"));
+    // It was put back to stay.
+    pair.send(5);
+    assert_eq!(pair.dump().group("5000"), input(15));
+    pair.clean();
+}
+
+#[test]
+fn pins_that_are_removed_under_a_daemon_take_no_packet_with_them() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let pair = Pair::new();
+    let mut daemon = pair.start(&["--persist", "--meter", "tcx"]);
+    daemon.counts_on(&["eth0"]);
+    fs::remove_dir_all(&pair.site.pins).expect("remove the pins");
+    pair.send(5);
+    daemon.fresh();
+    pair.send(5);
+    let last = daemon.stop();
+    assert_eq!((last.group("5000"), last.text("coverage")), (input(10), "complete"));
+    leaks::nothing(&pair.here.ns, &pair.site.pins);
+}
+
+#[test]
+fn what_was_lost_while_no_daemon_ran_is_a_gap() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    for (meter, what) in [("tcx", "links"), ("tc", "qdisc"), ("tcx", "device"), ("tc", "device")] {
+        let mut pair = Pair::new();
+        let mut daemon = pair.start(&["--persist", "--meter", meter]);
+        daemon.counts_on(&["eth0"]);
+        pair.send(5);
+        let first = daemon.stop();
+        assert_eq!((first.group("5000"), first.text("coverage")), (input(5), "complete"));
+        match what {
+            "links" => {
+                for side in ["in", "out"] {
+                    let name = format!("links/tcx_{}_{side}", pair.here.index());
+                    bpf::detach_pinned(&pair.site.pins.join(name)).expect("take a link off");
+                }
+            }
+            "qdisc" => drop(pair.here.ns.sh(&["tc", "qdisc", "del", "dev", "eth0", "clsact"])),
+            _ => {
+                pair.here.ns.ip("link del eth0");
+                let (host, other) = (pair.here.ns.clone(), pair.there.ns.clone());
+                (pair.here, pair.there) = veth((&host, "eth0"), (&other, "eth0"), 1);
+                host.ip(&format!("route add default via {}", pair.there.v4));
+            }
+        }
+        pair.send(5);
+        let between = pair.dump();
+        assert_eq!((between.group("5000"), between.text("coverage")), (input(5), "gap"), "{what}");
+        let mut daemon = pair.start(&["--persist", "--meter", meter]);
+        daemon.counts_on(&["eth0"]);
+        pair.send(5);
+        let last = daemon.stop();
+        assert_eq!(last.text("epoch"), first.text("epoch"));
+        assert_eq!(
+            (last.group("5000"), last.text("coverage")),
+            (input(10), "gap"),
+            "{meter} {what}"
+        );
+        pair.clean();
+    }
+}
+
+#[test]
+fn a_cgroup_that_is_made_anew_is_counted_again_and_the_gap_is_said() {
+    need!(Root, Bpf, Object, Netns, Cgroup2, Tool("ip"), Tool("tc"));
+    let (pair, cgroup) = (Pair::new(), Cgroup::new());
+    let path = cgroup.path().display().to_string();
+    let args = ["--persist", "--meter", "cgroup", "--cgroup", &path];
+    let send = |count| {
+        let server = cgroup.run(|| load::udp(&pair.here, false, 5000));
+        pair.send_to(&server, count);
+    };
+    let counts = |daemon: &mut Daemon, count| {
+        daemon.wait_for("the datagrams", |document| {
+            (document.group("5000") == input(count)).then_some(())
+        });
+    };
+    let mut daemon = pair.start(&args);
+    daemon.wait_for("the first document", |_| Some(()));
+    send(5);
+    counts(&mut daemon, 5);
+    // Under a daemon.
+    cgroup.make_anew();
+    daemon.wait_for("the gap", |document| (document.text("coverage") == "gap").then_some(()));
+    daemon.fresh();
+    send(5);
+    counts(&mut daemon, 10);
+    daemon.stop();
+    assert_eq!(pair.site.run(&pair.here.ns, &["clean"]).code, Some(0));
+
+    // While none runs.
+    let daemon = pair.start(&[&args[..], &["--count", "1"]].concat()).end();
+    assert_eq!(daemon.code, Some(0), "{}", daemon.stderr);
+    cgroup.make_anew();
+    wait::until("the links to end", || (pair.dump().text("coverage") == "gap").then_some(()));
+    let mut daemon = pair.start(&args);
+    daemon.wait_for("the first document", |_| Some(()));
+    send(5);
+    counts(&mut daemon, 5);
+    assert_eq!(daemon.stop().text("coverage"), "gap");
+    pair.clean();
+}
+
+#[test]
+fn pins_at_another_cgroup_than_the_one_asked_for_are_refused() {
+    need!(Root, Bpf, Object, Netns, Cgroup2, Tool("ip"), Tool("tc"));
+    let (pair, one, other) = (Pair::new(), Cgroup::new(), Cgroup::new());
+    let run = |cgroup: &Cgroup| {
+        let path = cgroup.path().display().to_string();
+        let args = ["run", "--persist", "--meter", "cgroup", "--cgroup", &path, "--count", "1"];
+        pair.site.run(&pair.here.ns, &[&args[..], &["--json", "--ports", "5000"]].concat())
+    };
+    assert_eq!(run(&one).code, Some(0));
+    let refused = run(&other);
+    assert_eq!(refused.code, Some(2), "{}", refused.stdout);
+    assert!(refused.stderr.contains("another cgroup than"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("remedy: `traffic clean`"), "{}", refused.stderr);
+    assert_eq!(run(&one).json()["coverage"], "complete");
+    pair.clean();
+}
