@@ -118,9 +118,9 @@ pub struct Choice {
 
 /// Chooses the devices to count on, so that no byte passes two of them.
 ///
-/// A part of a chosen bridge, bond or VRF is left out, because the whole sees what this host sends
-/// and receives; a VLAN or macvlan on a chosen device is left out, because each of its frames passes
-/// that one too.
+/// A VLAN or macvlan on a chosen device is left out, because each of its frames passes that one too, however
+/// many stand in between; so is a bridge or bond whose port is one. A part of a chosen bridge, bond or VRF is
+/// left out, because the whole sees what this host sends and receives.
 pub fn choose(facts: &Facts, wanted: &Wanted) -> Choice {
     let mut choice = Choice::default();
     let chosen: BTreeMap<u32, &Device> = match wanted {
@@ -150,20 +150,70 @@ pub fn choose(facts: &Facts, wanted: &Wanted) -> Choice {
             chosen
         }
     };
-    for device in chosen.values() {
-        let whole = device.master.and_then(|index| chosen.get(&index));
-        let carrier = device.carrier.and_then(|index| chosen.get(&index));
-        if let Some(whole) = whole {
-            choice.left_out.push((device.name.clone(), format!("it is a part of {}", whole.name)));
-        } else if let Some(carrier) = carrier {
-            choice
-                .left_out
-                .push((device.name.clone(), format!("its frames pass {} as well", carrier.name)));
-        } else {
-            choice.devices.push((*device).clone());
+    // One that is left out already hides nobody, so that of two that hide one another one stays.
+    let mut left: BTreeMap<u32, String> = BTreeMap::new();
+    for index in chosen.keys() {
+        let stays = |other: &u32| chosen.contains_key(other) && !left.contains_key(other);
+        if let Some(other) = below(facts, *index).into_iter().find(stays) {
+            let name = chosen.get(&other).map_or("", |other| &other.name);
+            left.insert(*index, format!("its frames pass {name} as well"));
+        }
+    }
+    for index in chosen.keys() {
+        let stays = |other: &u32| chosen.contains_key(other) && !left.contains_key(other);
+        if let Some(other) = wholes(facts, *index).into_iter().find(stays)
+            && !left.contains_key(index)
+        {
+            let name = chosen.get(&other).map_or("", |other| &other.name);
+            left.insert(*index, format!("it is a part of {name}"));
+        }
+    }
+    for (index, device) in &chosen {
+        match left.remove(index) {
+            None => choice.devices.push((*device).clone()),
+            Some(reason) => choice.left_out.push((device.name.clone(), reason)),
         }
     }
     choice
+}
+
+/// Devices that frames of this one pass on their way to and from the wire: what carries it, or carries a part
+/// of it, and so on. Its own parts are not among them, as long as nothing but they carry it.
+fn below(facts: &Facts, device: u32) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    // With each: whether it was reached by way of a carrier, and not as a mere part.
+    let mut open = vec![(device, false)];
+    let mut seen = BTreeSet::new();
+    while let Some(at) = open.pop() {
+        if !seen.insert(at) {
+            continue;
+        }
+        let (index, carried) = at;
+        if carried && index != device {
+            found.insert(index);
+        }
+        for other in &facts.devices {
+            if other.index == index {
+                open.extend(other.carrier.map(|carrier| (carrier, true)));
+            }
+            if other.master == Some(index) {
+                open.push((other.index, carried));
+            }
+        }
+    }
+    found
+}
+
+/// What this device is a part of, and that in turn.
+fn wholes(facts: &Facts, device: u32) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut at = device;
+    let master = |index| facts.devices.iter().find(|other| other.index == index)?.master;
+    while let Some(whole) = master(at).filter(|whole| found.insert(*whole)) {
+        at = whole;
+    }
+    found.remove(&device);
+    found
 }
 
 /// Whether there is a device of this number now.
@@ -479,6 +529,46 @@ mod tests {
         let facts = facts(vec![device(2, "eth0"), vlan, port, device(5, "br0")], &[2, 3, 4, 5]);
         check(&facts, &[], &["eth0", "br0"], &["eth0.5", "eth1"]);
         check(&facts, &["eth0.5", "eth1"], &["eth0.5", "eth1"], &[]);
+    }
+
+    #[test]
+    fn devices_that_stand_on_one_another_over_others_count_no_byte_twice() {
+        let carried =
+            |index, name, carrier| Device { carrier: Some(carrier), ..device(index, name) };
+        let part = |device, master| Device { master: Some(master), ..device };
+        // QinQ: two tags, and the device between them is not asked for.
+        let qinq =
+            facts(vec![device(2, "eth0"), carried(3, "eth0.5", 2), carried(4, "eth0.5.7", 3)], &[]);
+        check(&qinq, &["eth0", "eth0.5.7"], &["eth0"], &["eth0.5.7"]);
+        check(&qinq, &["*"], &["eth0"], &["eth0.5", "eth0.5.7"]);
+        // A bridge whose port is a VLAN or a macvlan on a device.
+        let port = part(carried(3, "eth0.5", 2), 4);
+        let bridge = facts(vec![device(2, "eth0"), port, device(4, "br0")], &[]);
+        check(&bridge, &["eth0", "br0"], &["eth0"], &["br0"]);
+        check(&bridge, &["*"], &["eth0"], &["eth0.5", "br0"]);
+        check(&bridge, &["eth0.5", "br0"], &["br0"], &["eth0.5"]);
+        // The bridge goes, so its other port stays: what passes it passes nothing else.
+        let mixed = facts(
+            vec![
+                device(2, "eth0"),
+                part(carried(3, "mv1", 2), 4),
+                device(4, "br0"),
+                part(device(5, "eth1"), 4),
+            ],
+            &[],
+        );
+        check(&mixed, &["eth0", "br0", "eth1"], &["eth0", "eth1"], &["br0"]);
+        // A VLAN on a bond, and a part of the bond.
+        let bond = facts(
+            vec![part(device(2, "eth0"), 3), device(3, "bond0"), carried(4, "bond0.5", 3)],
+            &[],
+        );
+        check(&bond, &["eth0", "bond0.5"], &["eth0"], &["bond0.5"]);
+        check(&bond, &["*"], &["bond0"], &["eth0", "bond0.5"]);
+        // Two VLANs of one device, or two ports of one bridge, are apart.
+        let apart =
+            facts(vec![device(2, "eth0"), carried(3, "eth0.5", 2), carried(4, "eth0.6", 2)], &[]);
+        check(&apart, &["eth0.*"], &["eth0.5", "eth0.6"], &[]);
     }
 
     #[test]
