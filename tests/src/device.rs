@@ -253,6 +253,7 @@ pub struct Tun {
 const OFFLOAD_HEADER: usize = 10;
 
 const TUNSETIFF: u64 = 0x4004_54ca;
+const TUNSETLINK: u64 = 0x4004_54cd;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const IFF_TUN: u16 = 0x0001;
 const IFF_NO_PI: u16 = 0x1000;
@@ -291,6 +292,20 @@ impl Tun {
         peer.ip(ipv6)
     }
 
+    /// Makes it a device of another link type, by its ARPHRD number.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel refuses.
+    pub fn set_link_type(&self, arphrd: u16) {
+        self.device.down();
+        // SAFETY: takes a number.
+        let set =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETLINK, libc::c_ulong::from(arphrd)) };
+        assert_eq!(set, 0, "set a link type: {}", io::Error::last_os_error());
+        self.device.ns.ip(&format!("link set {} up", self.device.name));
+    }
+
     /// One packet into the kernel, as if it had come over the wire.
     ///
     /// # Panics
@@ -310,6 +325,22 @@ impl Tun {
         if self.offload {
             bytes.extend(segments.header());
         }
+        bytes.extend(packet);
+        let written = (&self.file).write(&bytes).expect("write to a tun device");
+        assert_eq!(written, bytes.len(), "bytes taken by the tun device");
+    }
+
+    /// One packet into the kernel of which only the first bytes, so many, lie in the linear part of the buffer.
+    /// The rest is in fragments: for that it must be larger than a page, and the device have offloads.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not take it.
+    pub fn put_scattered(&self, packet: &[u8], linear: u16) {
+        assert!(self.offload && packet.len() > 4096, "the kernel would make one piece of it");
+        // The length of the headers, which the kernel takes for that of the linear part.
+        let mut bytes = vec![0; OFFLOAD_HEADER];
+        bytes[2..4].copy_from_slice(&linear.to_ne_bytes());
         bytes.extend(packet);
         let written = (&self.file).write(&bytes).expect("write to a tun device");
         assert_eq!(written, bytes.len(), "bytes taken by the tun device");

@@ -259,7 +259,8 @@ pub struct Meta {
     pub hook: u32,
     /// Size of one [`Group`].
     pub group_size: u32,
-    /// Inode of the network namespace that is counted.
+    /// The network namespace that is counted: its inode in the lower half; in the upper one the lower half
+    /// of its cookie, or 0 where the kernel or an older version knew none.
     pub netns: u64,
     /// Whether numbers of older maps are still to be added: see [`carry`].
     pub carry: u32,

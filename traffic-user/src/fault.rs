@@ -20,6 +20,25 @@ pub(crate) fn die_at(point: &str) {
     }
 }
 
+/// What the kernel is to refuse here, when asked to.
+///
+/// # Errors
+///
+/// One of its own, when the point is named.
+pub(crate) fn refuse_at(point: &str) -> std::io::Result<()> {
+    if is_named(point) {
+        return Err(std::io::Error::from(std::io::ErrorKind::Unsupported));
+    }
+    Ok(())
+}
+
+/// Ends the process here as its service manager would, when asked to.
+pub(crate) fn signal_at(point: &str) {
+    if is_named(point) {
+        let _ = raise(Signal::SIGTERM);
+    }
+}
+
 fn is_named(point: &str) -> bool {
     std::env::var_os(VARIABLE).is_some_and(|value| value == point)
 }

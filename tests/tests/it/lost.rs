@@ -7,7 +7,7 @@ use traffic_tests::{
     bpf,
     cgroup::Cgroup,
     daemon::{Daemon, Site},
-    device::{Device, veth},
+    device::{Device, Tun, veth},
     document::{Document, Traffic},
     leaks, load, need,
     netns::NetNs,
@@ -201,4 +201,69 @@ fn pins_at_another_cgroup_than_the_one_asked_for_are_refused() {
     assert!(refused.stderr.contains("remedy: `traffic clean`"), "{}", refused.stderr);
     assert_eq!(run(&one).json()["coverage"], "complete");
     pair.clean();
+}
+
+#[test]
+fn a_name_in_the_place_of_a_pin_leaves_nothing_half_counted_and_no_maps_behind() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    for side in ["in", "out"] {
+        let pair = Pair::new();
+        let (host, other) = (pair.here.ns.clone(), pair.there.ns.clone());
+        let _second = veth((&host, "eth1"), (&other, "eth1"), 2);
+        let held = pair.site.pins.join(format!("links/tcx_{}_{side}", pair.here.index()));
+        fs::create_dir_all(&held).expect("a folder in the place of a pin");
+        let args = ["--persist", "--meter", "tcx", "--iface", "eth0,eth1"];
+        let mut daemon = pair.start(&args);
+        daemon.counts_on(&["eth1"]);
+        assert!(!leaks::attached(&host).iter().any(|line| line.starts_with("eth0")), "{side}");
+        // It was asked for, and what passes it is not seen.
+        pair.send(5);
+        let last = daemon.stop();
+        assert_eq!((last.group("5000"), last.text("coverage")), (input(0), "gap"));
+        // All but that goes, and the error names it.
+        let answer = pair.site.run(&host, &["clean"]);
+        assert_eq!(answer.code, Some(2), "{}", answer.stdout);
+        assert!(answer.stderr.contains(&held.display().to_string()), "{}", answer.stderr);
+        assert_eq!(leaks::pins(&pair.site.pins), Vec::<String>::new());
+
+        // With nothing else to count on, the start fails and leaves nothing.
+        let run = ["run", "--persist", "--meter", "tcx", "--iface", "eth0", "--ports", "1"];
+        assert_eq!(pair.site.run(&host, &run).code, Some(2));
+        assert_eq!(leaks::pins(&pair.site.pins), Vec::<String>::new());
+        fs::remove_dir(&held).expect("remove the folder again");
+        let _ = fs::remove_dir(pair.site.pins.join("links"));
+        let _ = fs::remove_dir(&pair.site.pins);
+        leaks::nothing(&host, &pair.site.pins);
+    }
+}
+
+#[test]
+fn a_device_that_is_not_understood_is_left_as_it_is() {
+    need!(Root, Bpf, Object, Netns, Tun, Tool("ip"), Tool("tc"));
+    let (host, site) = (NetNs::new(), Site::new());
+    let tun = Tun::new(&host, "tun0", 1, false);
+    // ARPHRD_IEEE80211_RADIOTAP: a link type that no program of ours knows.
+    tun.set_link_type(803);
+    for meter in ["tc", "tcx"] {
+        let run = ["run", "--meter", meter, "--iface", "tun0", "--ports", "1", "--no-ledger"];
+        let refused = site.run(&host, &run);
+        assert_eq!(refused.code, Some(2), "{}", refused.stdout);
+        assert!(refused.stderr.contains("ARPHRD 803"), "{}", refused.stderr);
+        leaks::nothing(&host, &site.pins);
+    }
+}
+
+#[test]
+fn a_signal_while_it_starts_leaves_nothing() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"), Tool("nft"));
+    for meter in ["tcx", "tc", "nft"] {
+        let pair = Pair::new();
+        let args = ["run", "--output", "json", "--ports", "5000", "--meter", meter];
+        let mut command = pair.site.traffic(&pair.here.ns, &args);
+        command.env("TRAFFIC_FAULT", "meter started");
+        let ended = Daemon::spawn(command).end();
+        assert_eq!(ended.code, Some(0), "{meter}: {}", ended.stderr);
+        assert_eq!(pair.here.ns.sh(&["nft", "list", "tables"]), "", "{meter}");
+        leaks::nothing(&pair.here.ns, &pair.site.pins);
+    }
 }

@@ -67,7 +67,8 @@ struct Global {
     /// Configuration. Without it: /etc/traffic/traffic.toml where it is there
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where totals and locks are kept. Without it: /var/lib/traffic
+    /// Where totals and locks are kept. Without it: /var/lib/traffic; for a user without root
+    /// $XDG_STATE_HOME/traffic, else ~/.local/state/traffic
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Folder on bpffs in which counters outlive the daemon. Without it: /sys/fs/bpf/traffic
@@ -131,13 +132,13 @@ struct Common {
 impl Common {
     fn new(global: Global) -> Result<Self> {
         let config = Config::load(global.config.as_deref(), CHECKS)?;
-        let choose = |typed: Option<PathBuf>, set: &Option<PathBuf>, default: &str| {
-            typed.or_else(|| set.clone()).unwrap_or_else(|| default.into())
-        };
         Ok(Self {
             json: global.json,
-            state: choose(global.state, &config.state, state::DEFAULT),
-            pins: choose(global.pins, &config.pins, DEFAULT_PINS),
+            state: global.state.or_else(|| config.state.clone()).unwrap_or_else(default_state),
+            pins: global
+                .pins
+                .or_else(|| config.pins.clone())
+                .unwrap_or_else(|| DEFAULT_PINS.into()),
             config,
             config_file: global.config,
         })
@@ -180,6 +181,21 @@ pub fn run() -> Result<ExitCode> {
         Verb::Clean(args) => clean::run(&common, &args),
         Verb::Doctor(args) => doctor::run(&common, &args),
         Verb::Completions(_) | Verb::Config(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Where totals are kept when nobody says so.
+fn default_state() -> PathBuf {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    state_of(nix::unistd::geteuid().is_root(), folder("XDG_STATE_HOME"), folder("HOME"))
+}
+
+/// A user without root has a place of his own, as the XDG base directories name it.
+fn state_of(root: bool, state_home: Option<PathBuf>, home: Option<PathBuf>) -> PathBuf {
+    let own = || state_home.or_else(|| Some(home?.join(".local/state")));
+    match (!root).then(own).flatten() {
+        Some(own) => own.join("traffic"),
+        None => state::DEFAULT.into(),
     }
 }
 
@@ -241,4 +257,19 @@ fn print(text: &str) -> Result<()> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .context("cannot write to stdout")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_without_root_keeps_totals_in_a_folder_of_his_own() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        let own = |state, home| state_of(false, state, home);
+        assert_eq!(own(path("/x"), path("/home/a")), PathBuf::from("/x/traffic"));
+        assert_eq!(own(None, path("/home/a")), PathBuf::from("/home/a/.local/state/traffic"));
+        assert_eq!(own(None, None), PathBuf::from(state::DEFAULT));
+        assert_eq!(state_of(true, path("/x"), path("/root")), PathBuf::from(state::DEFAULT));
+    }
 }

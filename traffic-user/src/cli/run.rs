@@ -18,12 +18,15 @@ use crate::{
         tick::{Begin, Cursors, State},
     },
     config::{Config, Output, interval},
-    daemon::{self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, unix_time},
+    daemon::{
+        self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, Signals, unix_time,
+    },
+    fault,
     ledger::{self, LedgerError},
     meter::{
         Lock, Meter, MeterError, Options,
         devices::{Facts, Wanted, choose},
-        host::boot_id,
+        host::{boot_id, missing_capabilities},
         listening::listening,
     },
 };
@@ -134,6 +137,8 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     }
     // A path in cgroup2 says which meter is meant.
     let kind = if cgroup.is_some() { Some(MeterKind::Ebpf(Hook::Cgroup)) } else { kind };
+    // First of all: whoever lacks a right is not to be told of a folder.
+    check_rights(kind)?;
     let no_ledger = args.no_ledger || config.ledger == Some(false);
     let state_lock = if no_ledger { None } else { Some(state(common)?) };
     let _lock = Lock::of_this_netns((!no_ledger).then_some(common.state.as_path()))?;
@@ -167,7 +172,13 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    // Before anything counts, so that no signal can end us without taking it off.
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::listen(persist).context("cannot listen for signals")?
+    };
     let meter = Meter::start(&options, &groups, &state.unfinished())?;
+    fault::signal_at("meter started");
     if let Some(proxy) = &mut proxy
         && let Err(error) = proxy.watch()
     {
@@ -185,7 +196,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         state: state_lock.as_ref().map(|_| common.state.clone()),
         reload: persist.then(|| reload(common, args, output, place)),
     };
-    runtime.block_on(daemon::run(settings, meter, proxy, (state, books)))?;
+    runtime.block_on(daemon::run(settings, signals, meter, proxy, (state, books)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -215,6 +226,16 @@ fn reload(common: &Common, args: Args, output: Output, place: Option<ProxyPlace>
         check_devices(&live.wanted)?;
         Ok(Fresh { live, later: daemon::later(&before, &now) })
     }))
+}
+
+/// What this kind of meter needs; rules, which `auto` can fall back to, only the right to change the network.
+fn check_rights(kind: Option<MeterKind>) -> Result<(), MeterError> {
+    let missing = missing_capabilities();
+    let needed = matches!(kind, Some(MeterKind::Ebpf(_))) || missing.contains(&"CAP_NET_ADMIN");
+    if missing.is_empty() || !needed {
+        return Ok(());
+    }
+    Err(MeterError::Denied { doing: "count in the kernel", capability: missing.join(", ") })
 }
 
 /// A device that is asked for by name must be there, before anything is attached.

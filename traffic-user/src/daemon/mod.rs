@@ -54,6 +54,7 @@ pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
 pub(crate) use reload::{Fresh, Live, Reload, later};
+pub(crate) use signals::Signals;
 use zero::period_begins;
 pub(crate) use zero::{Zeroed, is_known, zero};
 
@@ -63,7 +64,7 @@ use books::Standing;
 use control::{Asked, Control};
 use notify::Notify;
 use pending::Pending;
-use signals::{Signals, Told};
+use signals::Told;
 
 /// How often the programs' log is looked at, when packets are logged.
 const LOG_PERIOD: Duration = Duration::from_millis(100);
@@ -95,13 +96,12 @@ pub(crate) struct Settings {
 /// Counts until a signal, the end of the reader, or `count`.
 pub(crate) async fn run(
     mut settings: Settings,
+    mut signals: Signals,
     mut meter: Meter,
     mut proxy: Option<Proxy>,
     (state, books): (State, Option<Books>),
 ) -> Result<()> {
     let mut notify = Notify::from_environment();
-    let mut signals =
-        Signals::listen(settings.reload.is_some()).context("cannot listen for signals")?;
     // Before the first look at the devices, so that a change in between is seen.
     let mut events = Events::listen()?;
     let mut facts = Facts::gather()?;

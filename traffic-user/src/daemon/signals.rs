@@ -15,7 +15,7 @@ pub(super) enum Told {
 
 /// SIGINT, SIGTERM and SIGHUP.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -24,7 +24,7 @@ pub(super) struct Signals {
 
 impl Signals {
     /// With `reloads` SIGHUP means to read again; otherwise it ends, as the closing of a terminal does.
-    pub(super) fn listen(reloads: bool) -> io::Result<Self> {
+    pub(crate) fn listen(reloads: bool) -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,

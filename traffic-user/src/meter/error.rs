@@ -21,6 +21,15 @@ pub enum MeterError {
         capability: String,
     },
 
+    /// This kernel charges maps and programs to a limit that is too low.
+    #[error("cannot {doing}: RLIMIT_MEMLOCK allows {limit} bytes of locked memory")]
+    LockedMemory {
+        /// What was tried.
+        doing: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+
     /// The kernel or its settings rule this out.
     #[error("{feature} does not work here: {reason}")]
     Unsupported {
@@ -116,8 +125,8 @@ pub enum MeterError {
         reason: String,
     },
 
-    /// Another daemon counts here.
-    #[error("another traffic daemon{} counts in this network namespace already", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    /// Another daemon counts here, or in the network namespace whose pins these are.
+    #[error("another traffic daemon{} runs already: it holds {}", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), .lock.display())]
     Busy {
         /// Its process, when it could be read.
         pid: Option<i32>,
@@ -218,10 +227,13 @@ impl MeterError {
     pub fn remedy(&self) -> Option<String> {
         let text = match self {
             Self::Stub => {
-                "build it with `cargo xtask build`, which finds or installs the eBPF tool chain"
+                "build it with `cargo xtask build`, which finds or installs the eBPF tool chain; or let rules count, with --meter nft or iptables"
             }
             Self::Denied { .. } => {
                 "run it as root, or give it the capability (systemd: AmbientCapabilities=)"
+            }
+            Self::LockedMemory { .. } => {
+                "`ulimit -l unlimited` before it (systemd: LimitMEMLOCK=infinity), or give it CAP_SYS_RESOURCE"
             }
             Self::Unsupported { .. } => {
                 "`traffic doctor` shows which hooks work here; --meter chooses another"
@@ -247,7 +259,7 @@ impl MeterError {
                 "`traffic clean` takes them off, or choose another folder with --pins"
             }
             Self::Busy { .. } => {
-                "stop that one first; `traffic dump` reads what it pinned without disturbing it"
+                "stop that one first; if it runs with --persist, `traffic dump` reads its numbers without disturbing it"
             }
             Self::NoCgroup { .. } => "mount cgroup2 or name a folder in it with --cgroup",
             Self::Full { .. } => "`traffic clean` and a new start make room",

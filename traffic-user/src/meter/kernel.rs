@@ -273,13 +273,14 @@ impl Source {
 }
 
 /// Whether an error means that this kind of meter cannot work here, so that another may be tried. The
-/// others mean that it could, and what to do first.
+/// others mean that it could, and what to do first: so does a binary without programs, which says nothing
+/// about this host.
 fn rules_out(error: &MeterError) -> bool {
     matches!(
         error,
-        MeterError::Stub
-            | MeterError::Denied { .. }
+        MeterError::Denied { .. }
             | MeterError::Unsupported { .. }
+            | MeterError::LockedMemory { .. }
             | MeterError::Load { .. }
             | MeterError::Object(_)
             | MeterError::NoCgroup { .. }
@@ -397,4 +398,16 @@ pub fn clean_rules_of(port: u16, dry_run: bool) -> Result<Vec<String>, MeterErro
         said.extend(or_no_tool(cleaned.map(Some))?.unwrap_or_default());
     }
     Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_without_programs_is_an_error_and_no_reason_to_count_with_rules() {
+        assert!(!rules_out(&MeterError::Stub));
+        let denied = MeterError::Denied { doing: "count", capability: "CAP_BPF".to_owned() };
+        assert!(rules_out(&denied));
+    }
 }

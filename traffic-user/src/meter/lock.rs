@@ -73,16 +73,22 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// [`MeterError::Busy`] when another daemon has it, [`MeterError::File`] when it cannot be made.
+    /// [`MeterError::Busy`] when another daemon has it, [`MeterError::Denied`] without the rights,
+    /// [`MeterError::File`] when it cannot be made.
     pub fn of_this_netns(books: Option<&Path>) -> Result<Self, MeterError> {
-        let folder = run_folder()?;
-        let lock = Self::take(&folder.join(format!("netns-{}.lock", netns()?)))?;
+        let lock = Self::of_netns(netns()?)?;
         if let Some(books) = books.and_then(|books| std::path::absolute(books).ok()) {
             let line = [books.as_os_str().as_bytes(), b"\n"].concat();
             // The lock is held; this is only for the message.
             let _written = (&*lock.file).write_all(&line);
         }
         Ok(lock)
+    }
+
+    /// Takes the lock of the network namespace with this number.
+    pub(super) fn of_netns(number: u64) -> Result<Self, MeterError> {
+        let folder = run_folder()?;
+        Self::take(&folder.join(format!("netns-{number}.lock"))).map_err(or_denied)
     }
 
     /// Takes the lock in the file at `path`, which is made if need be and goes when the lock does.
@@ -149,10 +155,32 @@ fn is_at(file: &File, path: &Path) -> bool {
 /// The folder for locks and notes, made if need be; nobody but root may look inside.
 pub(super) fn run_folder() -> Result<PathBuf, MeterError> {
     let folder = PathBuf::from(RUN_FOLDER);
-    let failed = |cause| MeterError::File { doing: "create", path: folder.clone(), cause };
-    fs::create_dir_all(&folder).map_err(failed)?;
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    let made = fs::create_dir_all(&folder).and_then(|()| {
+        let mode = fs::metadata(&folder)?.permissions().mode();
+        // One that somebody with other rights made for us is good as it is.
+        if mode & 0o777 == 0o700 {
+            return Ok(());
+        }
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
+    });
+    made.map_err(|cause| {
+        or_denied(MeterError::File { doing: "create", path: folder.clone(), cause })
+    })?;
     Ok(folder)
+}
+
+/// The kernel's "not permitted" in the folder of locks means that a right is missing.
+fn or_denied(error: MeterError) -> MeterError {
+    match error {
+        MeterError::File { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied => {
+            let doing = "use the folder of locks /run/traffic";
+            MeterError::Denied {
+                doing,
+                capability: "the right of root (or CAP_DAC_OVERRIDE)".into(),
+            }
+        }
+        error => error,
+    }
 }
 
 /// Number of this thread's network namespace.

@@ -48,6 +48,7 @@ fn each(meter: &mut Meter, left: &Left, done: &mut Vec<Handover>) -> Result<(), 
     if left.persist
         && !matches!(kind, MeterKind::Ebpf(_))
         && let Some(pinned) = Pinned::open(&left.pins)?
+        && pinned.is_here()?
     {
         done.push(at_one_time(pinned.read()?, meter)?);
         drop(pinned);

@@ -176,17 +176,38 @@ impl Attachments {
                 Ok(on) => {
                     self.devices.insert(device.index, on);
                 }
-                Err(error) => errors.push(error),
+                Err(error) => {
+                    // Of a device that the programs do not understand nothing was promised.
+                    let understood = !matches!(error, MeterError::LinkType { .. });
+                    self.missed |= understood && devices::is_there(device.index);
+                    errors.push(error);
+                }
             }
         }
         errors
     }
 
+    /// Both sides of a device, or neither.
     fn put_on(&self, ebpf: &mut Ebpf, device: &Device) -> Result<OnDevice, MeterError> {
+        // One that the programs do not understand is left as it is.
+        for side in Side::BOTH {
+            load::classifier(ebpf, program_for(device, side)?)?;
+        }
         let mut on = OnDevice { device: device.clone(), held: Vec::new(), made_qdisc: false };
         if self.hook == Hook::Tc {
             on.made_qdisc = qdisc::make(device)?;
         }
+        match self.put_on_sides(ebpf, &mut on) {
+            Ok(()) => Ok(on),
+            Err(error) => {
+                self.take_off(on);
+                Err(error)
+            }
+        }
+    }
+
+    fn put_on_sides(&self, ebpf: &mut Ebpf, on: &mut OnDevice) -> Result<(), MeterError> {
+        let device = &on.device;
         for side in Side::BOTH {
             let name = program_for(device, side)?;
             let program = load::classifier(ebpf, name)?;
@@ -207,7 +228,7 @@ impl Attachments {
         if self.hook == Hook::Tc {
             self.note_filters(device);
         }
-        Ok(on)
+        Ok(())
     }
 
     /// Pins a link, if what is attached is to stay.
@@ -295,6 +316,8 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
     for device in present {
         let ours: Vec<_> =
             clsact::filters(device.index)?.into_iter().filter(clsact::Filter::is_ours).collect();
+        // Before our filters go, which may be what says so.
+        let made_qdisc = qdisc::is_ours(device.index);
         for filter in &ours {
             let name = filter.program.as_deref().unwrap_or_default();
             said.push(format!("filter {name} on {} ({})", device.name, filter.side.name()));
@@ -302,7 +325,7 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
                 take_off_filter(device, filter)?;
             }
         }
-        if qdisc::is_ours(device.index) && clsact::has_clsact(device.index)? {
+        if made_qdisc && clsact::has_clsact(device.index)? {
             let others = clsact::filters(device.index)?.iter().any(|filter| !filter.is_ours());
             if !others {
                 said.push(format!("clsact qdisc on {}", device.name));

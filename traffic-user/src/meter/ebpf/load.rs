@@ -4,17 +4,20 @@ use std::{fs, path::Path, thread};
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupSkb, ProgramFd, SchedClassifier},
+    programs::{CgroupSkb, ProgramError, ProgramFd, SchedClassifier},
 };
 use nix::{
     sched::{CloneFlags, unshare},
-    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+    sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
     unistd::chroot,
 };
 use traffic_ebpf::abi::{PARTS, globals, maps, programs};
 
 use super::{Hook, OBJECT};
-use crate::meter::error::{MeterError, cause};
+use crate::meter::{
+    error::{MeterError, cause},
+    host,
+};
 
 /// Bytes of the log's ring buffer while nothing is logged: the least there can be.
 const SILENT_LOG: u32 = 4096;
@@ -71,9 +74,32 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
         }
     }
     loader.load(OBJECT).map_err(|error| match denied(&error) {
-        true => MeterError::Denied { doing: "create the eBPF maps", capability: "CAP_BPF".into() },
+        true => not_allowed("create the eBPF maps", &host::missing_capabilities(), limit()),
         false => MeterError::Object(cause(error)),
     })
+}
+
+/// Why the kernel does not permit it: a capability, or where none is missing the limit that kernels before
+/// 5.11 charge maps and programs to.
+fn not_allowed(doing: &'static str, missing: &[&str], limit: u64) -> MeterError {
+    if missing.is_empty() && limit != RLIM_INFINITY {
+        return MeterError::LockedMemory { doing, limit };
+    }
+    let capability = if missing.is_empty() { "CAP_BPF".to_owned() } else { missing.join(", ") };
+    MeterError::Denied { doing, capability }
+}
+
+/// Bytes of memory that this process may lock.
+fn limit() -> u64 {
+    getrlimit(Resource::RLIMIT_MEMLOCK).map_or(RLIM_INFINITY, |(soft, _)| soft)
+}
+
+/// Why a program was not loaded.
+fn refused(name: &'static str, error: ProgramError) -> MeterError {
+    if denied(&error) && host::missing_capabilities().is_empty() && limit() != RLIM_INFINITY {
+        return not_allowed("load the eBPF programs", &[], limit());
+    }
+    MeterError::Load { name, cause: cause(error) }
 }
 
 /// A loader that does not know the kernel's own types.
@@ -116,9 +142,9 @@ pub(super) fn classifier<'e>(
     let failed = |error| MeterError::Load { name, cause: error };
     let program = ebpf.program_mut(name).ok_or(MeterError::Stub)?;
     let program: &mut SchedClassifier =
-        program.try_into().map_err(|error| failed(cause::<aya::programs::ProgramError>(error)))?;
+        program.try_into().map_err(|error| failed(cause::<ProgramError>(error)))?;
     if program.fd().is_err() {
-        program.load().map_err(|error| failed(cause(error)))?;
+        program.load().map_err(|error| refused(name, error))?;
     }
     Ok(program)
 }
@@ -131,16 +157,16 @@ pub(super) fn cgroup_skb<'e>(
     let failed = |error| MeterError::Load { name, cause: error };
     let program = ebpf.program_mut(name).ok_or(MeterError::Stub)?;
     let program: &mut CgroupSkb =
-        program.try_into().map_err(|error| failed(cause::<aya::programs::ProgramError>(error)))?;
+        program.try_into().map_err(|error| failed(cause::<ProgramError>(error)))?;
     if program.fd().is_err() {
-        program.load().map_err(|error| failed(cause(error)))?;
+        program.load().map_err(|error| refused(name, error))?;
     }
     Ok(program)
 }
 
 /// A descriptor of a program that is loaded.
 pub(super) fn descriptor<'p>(
-    program: Result<&'p ProgramFd, aya::programs::ProgramError>,
+    program: Result<&'p ProgramFd, ProgramError>,
     name: &'static str,
 ) -> Result<&'p ProgramFd, MeterError> {
     program.map_err(|error| MeterError::Load { name, cause: cause(error) })
@@ -162,4 +188,22 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<(), MeterError> {
 /// On such a kernel softirqs are threads, and one may push another aside in the middle of an add.
 fn preempt_rt() -> bool {
     fs::read_to_string("/sys/kernel/realtime").is_ok_and(|text| text.trim() == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_permitted_names_the_capability_or_the_limit() {
+        let said = |missing: &[&str], limit| {
+            let error = not_allowed("create the eBPF maps", missing, limit);
+            (error.to_string(), error.remedy().unwrap_or_default())
+        };
+        let (text, remedy) = said(&[], 65_536);
+        assert!(text.contains("RLIMIT_MEMLOCK allows 65536 bytes"), "{text}");
+        assert!(remedy.contains("ulimit -l") && remedy.contains("LimitMEMLOCK="), "{remedy}");
+        assert!(said(&["CAP_BPF"], 65_536).0.contains("CAP_BPF is missing"));
+        assert!(said(&[], RLIM_INFINITY).0.contains("CAP_BPF is missing"));
+    }
 }

@@ -102,6 +102,13 @@ impl Maps {
         Ok(taken)
     }
 
+    /// What a pinned set says of itself; `None` when it is not ours.
+    pub(super) fn described(folder: &Path) -> Option<Meta> {
+        let map = MapData::from_pin(folder.join(maps::META)).ok()?;
+        let meta = read_meta(&array(Map::Array(map), maps::META).ok()?).ok()?;
+        (meta.magic == MAGIC).then_some(meta)
+    }
+
     /// Opens a pinned set to read it. Changes nothing.
     pub(super) fn pinned(folder: &Path) -> Result<Self, MeterError> {
         let open = |name: &'static str| {

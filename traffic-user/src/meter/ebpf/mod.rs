@@ -10,6 +10,7 @@ mod link;
 mod load;
 mod mapping;
 mod maps;
+mod namespace;
 mod pinned;
 mod pins;
 mod qdisc;
@@ -256,7 +257,7 @@ impl EbpfMeter {
         let lost = self.attachments.look(&self.wanted);
         let noted = self.note_gap();
         let mut errors = self.attachments.sync(&mut self.ebpf, &self.wanted, &lost);
-        errors.extend(noted.err());
+        errors.extend(noted.and_then(|()| self.note_gap()).err());
         errors
     }
 
@@ -414,13 +415,13 @@ fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError
     if next.is_some_and(|next| next.meta().carry == abi::carry::DONE) {
         pins.promote_next()?;
     }
-    if !pins.exist() {
+    if !pins.exist()? {
         return Ok(None);
     }
     let found = Maps::pinned(&pins.maps())?;
     let other = |reason: String| MeterError::OtherPins { path: pins.root().into(), reason };
     let meta = found.meta();
-    if meta.netns != lock::netns()? {
+    if !namespace::are_one(meta.netns, namespace::this()?) {
         return if options.persist {
             Err(other("count another network namespace".into()))
         } else {
@@ -480,7 +481,7 @@ fn describe(hook: Hook, slots: u32) -> Result<Meta, MeterError> {
         reasons: skip::REASONS,
         hook: hook_number(hook),
         group_size: size(abi::Group::SIZE),
-        netns: lock::netns()?,
+        netns: namespace::this()?,
         carry: abi::carry::NONE,
         gap: 0,
     })
@@ -495,9 +496,18 @@ fn coverage(meta: &Meta) -> Coverage {
 ///
 /// # Errors
 ///
-/// What the kernel says; what could be removed before is removed.
+/// [`MeterError::Busy`] when a daemon in another network namespace counts with these pins; or what the kernel
+/// says: what could be removed before is removed.
 pub fn clean(folder: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
     let pins = Pins::new(folder);
+    // The caller has the lock of this namespace, and the pins may be those of a daemon in another one.
+    let _other = match pins.exist()?.then(|| Maps::described(&pins.maps())).flatten() {
+        // One with our number and another cookie is gone, and its daemon too.
+        Some(meta) if !dry_run && namespace::inode(meta.netns) != lock::netns()? => {
+            Some(lock::Lock::of_netns(namespace::inode(meta.netns))?)
+        }
+        _ => None,
+    };
     let mut said = pins.remove(dry_run)?;
     said.extend(attach::sweep(&Facts::gather()?.devices, dry_run)?);
     Ok(said)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Hook, attach, coverage, hook_from, load, maps::Maps, pins::Pins};
+use super::{Hook, attach, coverage, hook_from, load, maps::Maps, namespace, pins::Pins};
 use crate::{
     accounting::reading::{Coverage, Snapshot},
     meter::{
@@ -26,7 +26,7 @@ impl Pinned {
     /// [`MeterError::Foreign`] when it is not ours, [`MeterError::Denied`] without the rights.
     pub fn open(folder: &Path) -> Result<Option<Self>, MeterError> {
         let pins = Pins::new(folder);
-        if !pins.exist() {
+        if !pins.exist()? {
             return Ok(None);
         }
         let maps = Maps::pinned(&pins.maps()).map_err(|error| match load::denied(&error) {
@@ -50,7 +50,7 @@ impl Pinned {
     ///
     /// [`MeterError::Map`].
     pub fn read(&self) -> Result<Snapshot, MeterError> {
-        let broken = attach::is_broken(self.hook, &self.pins.links(), true)?;
+        let broken = attach::is_broken(self.hook, &self.pins.links(), self.is_here()?)?;
         let coverage = if broken { Coverage::Gap } else { coverage(self.maps.meta()) };
         self.maps.snapshot(self.hook.name(), coverage)
     }
@@ -61,8 +61,21 @@ impl Pinned {
     ///
     /// [`MeterError::Netlink`].
     pub fn devices(&self) -> Result<Vec<Device>, MeterError> {
+        if !self.is_here()? {
+            // Here the same numbers are other devices.
+            return Ok(Vec::new());
+        }
         let present = Facts::gather()?.devices;
         attach::counted(self.hook, &self.pins.links(), present)
+    }
+
+    /// Whether it is this network namespace that is counted.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::File`] without `/proc`.
+    pub fn is_here(&self) -> Result<bool, MeterError> {
+        Ok(namespace::are_one(self.maps.meta().netns, namespace::this()?))
     }
 
     /// The hook in use.

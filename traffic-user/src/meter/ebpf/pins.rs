@@ -56,8 +56,19 @@ impl Pins {
     }
 
     /// Whether a set of maps is pinned.
-    pub(super) fn exist(&self) -> bool {
-        self.maps().join(maps::META).exists()
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Denied`] for a user who may not look: that is not the same as none.
+    pub(super) fn exist(&self) -> Result<bool, MeterError> {
+        let path = self.maps().join(maps::META);
+        path.try_exists().map_err(|cause| match cause.kind() {
+            io::ErrorKind::PermissionDenied => MeterError::Denied {
+                doing: "look at the pinned maps",
+                capability: "CAP_DAC_READ_SEARCH".into(),
+            },
+            _ => MeterError::File { doing: "look at", path, cause },
+        })
     }
 
     /// Makes the folders, and mounts bpffs if it is not there.
@@ -85,9 +96,11 @@ impl Pins {
             .map_err(|error| failed(error.into()))
     }
 
-    /// Takes the whole folder away. Gives a line for each pin; with `dry_run` only says them.
+    /// Takes the whole folder away. Gives a line for each pin; with `dry_run` only says them. What cannot be
+    /// removed stays, and is the error once all the rest is gone.
     pub(super) fn remove(&self, dry_run: bool) -> Result<Vec<String>, MeterError> {
         let mut said = Vec::new();
+        let mut failed = None;
         // Links first: what they hold stops counting before its maps go.
         for folder in [self.links(), self.maps(), self.next()] {
             let mut names: Vec<PathBuf> = match fs::read_dir(&folder) {
@@ -100,12 +113,8 @@ impl Pins {
                     continue;
                 }
                 said.push(format!("pin {}", path.display()));
-                if !dry_run {
-                    fs::remove_file(&path).map_err(|cause| MeterError::File {
-                        doing: "remove",
-                        path: path.clone(),
-                        cause,
-                    })?;
+                if !dry_run && let Err(cause) = fs::remove_file(&path) {
+                    failed.get_or_insert(MeterError::File { doing: "remove", path, cause });
                 }
             }
             if !dry_run {
@@ -116,7 +125,7 @@ impl Pins {
         if !dry_run {
             let _ = fs::remove_dir(&self.root);
         }
-        Ok(said)
+        failed.map_or(Ok(said), Err)
     }
 
     fn is_ours(&self, path: &Path) -> bool {

@@ -18,6 +18,7 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// `bpf_attr` of `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
 #[repr(C)]
@@ -149,6 +150,24 @@ pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
         old_program: 0,
     };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// The cookie of this thread's network namespace, which no other one gets before the next boot.
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let (mut cookie, mut length) =
+        (0_u64, libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0));
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Returns when every program that ran before the call has ended: an RCU grace period.
