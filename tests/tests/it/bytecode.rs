@@ -320,8 +320,16 @@ fn headers_outside_the_linear_part_are_counted_by_the_slow_path() {
             let counters = loaded.counter(0, 0);
             assert_eq!((counters.input_bytes, counters.input_packets), (bytes, packets));
         }
+        // Before 6.19 a test run makes all linear. That it is this and nothing else that was refused, the
+        // same without it shows; such buffers come from a device then, in
+        // `headers_outside_the_linear_part_of_a_buffer_are_counted_like_others`.
         Err(err) if err.kind() == io::ErrorKind::InvalidInput => {
-            eprintln!("skipped: this kernel's test run makes no such skb; the network tier does");
+            let whole = Input { linear: 0, ..input };
+            bpf::test_run(loaded.program(programs::ETHERNET_IN), whole)
+                .expect("a test run of the same packet in one piece");
+            let counters = loaded.counter(0, 0);
+            assert_eq!((counters.input_bytes, counters.input_packets), (bytes, packets));
+            eprintln!("skipped: a test run of this kernel makes every buffer linear");
         }
         Err(err) => panic!("{err}"),
     }

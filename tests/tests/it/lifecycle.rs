@@ -176,6 +176,36 @@ fn the_last_document_has_every_packet_until_the_signal() {
 }
 
 #[test]
+fn counters_that_the_kernel_does_not_map_are_looked_up_to_the_last_packet() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (site, mut load) = (Site::new(), Load::new());
+    let run = || {
+        let args = ["run", "--output", "json", "--interval", "20ms", "--iface", "eth0", "-vv"];
+        let args = [&args[..], &["--ports", "80,5000/udp,443", "--persist"]].concat();
+        let mut command = site.traffic(&load.host, &args);
+        command.env("TRAFFIC_FAULT", "map the counters");
+        let mut daemon = Daemon::spawn(command);
+        daemon.counts_on(&["eth0"]);
+        daemon.says("the counters cannot be mapped");
+        daemon
+    };
+    let daemon = run();
+    load.begin();
+    load.goes_on();
+    daemon.stop();
+    load.goes_on();
+    let daemon = run();
+    load.goes_on();
+    let sent = load.end();
+    let last = daemon.stop();
+    assert_eq!((last.group("5000"), last.text("coverage")), (sent, "complete"));
+    // Mapped, they say the same.
+    assert_eq!(dump(&site, &load).group("5000"), sent);
+    assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+    leaks::nothing(&load.host, &site.pins);
+}
+
+#[test]
 fn a_panic_leaves_nothing() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
     for meter in ["tcx", "tc"] {

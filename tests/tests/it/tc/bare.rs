@@ -93,3 +93,29 @@ fn a_buffer_of_several_segments_counts_as_so_many_packets_on_such_a_device() {
     assert_eq!(document.lane("443", "tcp6"), wanted[1]);
     leaks::nothing(&host, &site.pins);
 }
+
+#[test]
+fn headers_outside_the_linear_part_of_a_buffer_are_counted_like_others() {
+    need!(Root, Bpf, Object, Netns, Tun, Tool("ip"), Tool("tc"));
+    let host = NetNs::new();
+    let tun = Tun::new(&host, "tun0", 1, true);
+    let site = Site::new();
+    let mut daemon = site.start(&host, &["--iface", "tun0", "--ports", "4433/udp"]);
+    daemon.counts_on(&["tun0"]);
+    let mut wanted = Vec::new();
+    for (ipv6, header) in [(false, 20), (true, 40)] {
+        let client = SocketAddr::from((tun.peer(ipv6), 50_000));
+        let server = SocketAddr::from((tun.device.ip(ipv6), 4433));
+        let packet = craft::udp(client, server, &[1; 5000]);
+        // Cut in the middle of the IP header, before the ports, and between them.
+        for linear in [1, 8, header, header + 2] {
+            tun.put_scattered(&packet, linear);
+        }
+        wanted.push(Traffic::input(4 * packet.len() as u64, 4));
+    }
+    let document = daemon.stop();
+    assert_eq!(document.skipped("malformed"), Traffic::default());
+    assert_eq!(document.lane("4433", "udp4"), wanted[0]);
+    assert_eq!(document.lane("4433", "udp6"), wanted[1]);
+    leaks::nothing(&host, &site.pins);
+}

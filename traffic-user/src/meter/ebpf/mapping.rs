@@ -8,6 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use crate::fault;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The values of an array map that was made with `BPF_F_MMAPABLE`.
@@ -26,6 +27,7 @@ impl Mapping {
     pub(super) fn new(map: impl AsFd, bytes: usize) -> io::Result<Self> {
         let len = NonZeroUsize::new(bytes)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "an empty map"))?;
+        fault::refuse_at("map the counters")?;
         // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing of ours.
         let start = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map, 0) }?;
         Ok(Self { start, len })
