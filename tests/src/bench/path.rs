@@ -89,7 +89,11 @@ impl Load {
     }
 
     fn name(self) -> String {
-        let ports = number(self.ports.into());
+        // A count, not something measured: 10 and not 10.0.
+        let ports = match self.ports {
+            0..1000 => self.ports.to_string(),
+            _ => number(self.ports.into()),
+        };
         match (self.ports, self.spread) {
             (1, _) => "1 port".to_owned(),
             (_, false) => format!("{ports} ports"),
