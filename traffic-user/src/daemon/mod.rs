@@ -11,6 +11,7 @@ mod notify;
 mod pending;
 mod proxy;
 mod reload;
+mod screen;
 mod signals;
 mod zero;
 
@@ -340,7 +341,6 @@ struct Counting {
     output: Output,
     /// Draw over what was there.
     redraw: bool,
-    rows: usize,
     written: u64,
     /// The snapshot that was shown last, from which rates are told.
     shown: Option<Snapshot>,
@@ -353,12 +353,10 @@ struct Counting {
 impl Counting {
     fn new(settings: &Settings, state: State, books: Option<Books>) -> Self {
         let redraw = settings.output == Output::Table && io::stdout().is_terminal();
-        let rows = if redraw { terminal_rows() } else { usize::MAX };
         Self {
             host: settings.host.clone(),
             output: settings.output,
             redraw,
-            rows,
             written: 0,
             shown: None,
             last: None,
@@ -478,16 +476,19 @@ impl Counting {
                 let shown = self.shown.as_ref();
                 let deltas =
                     shown.map(|shown| diff(Some(shown), &report.snapshot, First::Baseline).0);
-                let most = self.rows.saturating_sub(TABLE_FRAME).max(3);
+                // Asked each time: a window changes its size.
+                let (rows, columns) =
+                    if self.redraw { screen::size() } else { (usize::MAX, usize::MAX) };
+                let most = rows.saturating_sub(TABLE_FRAME).max(3);
                 let mut text = table::live(&report, deltas.as_ref(), most);
                 if let Some(merged) = &merged {
-                    let left = self.rows.saturating_sub(text.lines().count() + TABLE_FRAME);
+                    let left = rows.saturating_sub(text.lines().count() + TABLE_FRAME);
                     text.push('\n');
                     text.push_str(&stats::live(merged, left));
                 }
                 if self.redraw {
                     // Home, then each line to its end, then what is left below.
-                    let text = text.replace('\n', "\x1b[K\n");
+                    let text = screen::cut(&text, rows, columns).replace('\n', "\x1b[K\n");
                     write!(stdout, "\x1b[H{text}\x1b[J")?;
                 } else {
                     writeln!(stdout, "{text}")?;
@@ -514,9 +515,4 @@ fn report(host: &str, meter: &Meter, snapshot: Snapshot) -> Dump {
     let passed_over =
         meter.passed_over().iter().map(|(kind, why)| (kind.name(), why.clone())).collect();
     Dump { host: host.to_owned(), snapshot, devices, passed_over }
-}
-
-/// Height of the terminal; 24 where it does not say.
-fn terminal_rows() -> usize {
-    terminal_size::terminal_size().map_or(24, |(_, height)| usize::from(height.0))
 }

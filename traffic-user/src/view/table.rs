@@ -27,6 +27,10 @@ struct Line {
 ///
 /// `most` bounds the lines; with more groups the busiest are shown and the rest is summed up.
 pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
+    table(report, deltas, most, true)
+}
+
+fn table(report: &Dump, deltas: Option<&Deltas>, most: usize, rates: bool) -> String {
     let snapshot = &report.snapshot;
     let mut lines: Vec<Line> = report
         .keys()
@@ -52,9 +56,11 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
         lines.sort_by_key(|line| std::cmp::Reverse(line.traffic.bytes()));
         lines.truncate(most);
     }
-    let mut table = grid(&["PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT"], 2);
+    let mut headers = vec!["PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT"];
+    headers.retain(|header| rates || !header.ends_with("/s"));
+    let mut table = grid(&headers, 2);
     for line in &lines {
-        add(&mut table, line);
+        add(&mut table, line, rates);
     }
     let total = Line {
         key: "total".to_owned(),
@@ -62,7 +68,7 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
         traffic: snapshot.total(),
         rate: deltas.and_then(|deltas| rate(deltas, deltas.total())),
     };
-    add(&mut table, &total);
+    add(&mut table, &total, rates);
     let mut text = table.to_string();
     text.push('\n');
     if hidden > 0 {
@@ -72,18 +78,15 @@ pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
     text
 }
 
-fn add(table: &mut Table, line: &Line) {
+fn add(table: &mut Table, line: &Line, rates: bool) {
     let Traffic { input_bytes, input_packets, output_bytes, output_packets } = line.traffic;
     let (input, output) =
         line.rate.clone().unwrap_or_else(|| (UNKNOWN.to_owned(), UNKNOWN.to_owned()));
-    let cells = [
-        human_bytes(input_bytes, 1),
-        human_bytes(output_bytes, 1),
-        input,
-        output,
-        human_count(input_packets),
-        human_count(output_packets),
-    ];
+    let mut cells = vec![human_bytes(input_bytes, 1), human_bytes(output_bytes, 1)];
+    if rates {
+        cells.extend([input, output]);
+    }
+    cells.extend([human_count(input_packets), human_count(output_packets)]);
     let mut row = vec![Cell::new(&line.key), Cell::new(&line.name)];
     row.extend(cells.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
     table.add_row(row);
@@ -129,7 +132,8 @@ fn footer(report: &Dump) -> String {
             text.push_str(&format!("also seen: {}\n", parts.join(", ")));
         }
     }
-    let devices: Vec<&str> = report.devices.iter().map(|device| device.name.as_str()).collect();
+    // Whoever names a device may put anything into its name that is no space.
+    let devices: Vec<String> = report.devices.iter().map(|device| shown(&device.name)).collect();
     let place = match (snapshot.meter, devices.as_slice()) {
         ("cgroup", _) => "all sockets of the cgroup".to_owned(),
         ("nft" | "iptables", _) => "all sockets of this host".to_owned(),
@@ -156,9 +160,9 @@ fn since(snapshot: &Snapshot) -> String {
     }
 }
 
-/// The counters as they stand: `dump` without `--json`.
+/// The counters as they stand: `dump` without `--json`. Read once, so without rates.
 pub fn dump(report: &Dump) -> String {
-    live(report, None, usize::MAX)
+    table(report, None, usize::MAX, false)
 }
 
 /// The first few users of an inbound, and how many there are.
