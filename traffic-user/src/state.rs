@@ -25,6 +25,9 @@ pub(crate) fn folder(path: &Path) -> Result<(), StateError> {
     if path.is_dir() {
         return Ok(());
     }
+    if path.exists() {
+        return Err(failed("use", io::Error::from(io::ErrorKind::NotADirectory)));
+    }
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o750)

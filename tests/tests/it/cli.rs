@@ -1,14 +1,14 @@
 //! The command line as a user meets it: bad input is told clearly and leaves nothing attached, and
 //! every JSON document keeps to its schema.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use aya::maps::Array;
 use serde_json::Value;
 use traffic_tests::{
     daemon::{Answer, Site},
-    device::{connect, pair},
-    leaks, need,
+    device::{connect, pair, veth},
+    leaks, load, need,
     netns::NetNs,
 };
 
@@ -136,6 +136,107 @@ fn devices_cgroups_and_folders_that_are_not_there_are_named() {
         "eth0",
     ]));
     check_refusal(&answer, &site, &host, "state in /proc", &["/proc/self/nowhere", "--no-ledger"]);
+}
+
+#[test]
+fn a_cgroup_is_one_where_its_path_leads_and_devices_do_not_go_with_it() {
+    need!(Root, Bpf, Object, Netns, Cgroup2, Tool("ip"), Tool("tc"));
+    let (host, _other) = one_device();
+    let site = Site::new();
+    let root = need::cgroup2().expect("cgroup2");
+    let outside = format!("{}/{}/tmp", root.display(), "../".repeat(8));
+    let run = ["run", "--ports", "443", "--meter", "cgroup"];
+    let args = [&run[..], &["--cgroup", &outside]].concat();
+    refused(&site, &host, &args, &["no cgroup2 at", "remedy:"]);
+    let args = [&run[..], &["--iface", "eth0"]].concat();
+    refused(&site, &host, &args, &["--iface does not go with --meter cgroup"]);
+}
+
+#[test]
+fn nothing_that_a_terminal_obeys_is_shown_raw() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (host, other) = (NetNs::new(), NetNs::new());
+    let name = "e\u{1b}[2J";
+    host.sh(&["ip", "link", "add", "plain", "type", "veth", "peer", "name", "there"]);
+    host.sh(&["ip", "link", "set", "plain", "name", name]);
+    host.sh(&["ip", "link", "set", name, "up"]);
+    let site = Site::new();
+    let run = ["run", "--meter", "tc", "--ports", "1", "--count", "1", "--no-ledger", "--iface"];
+    let table = site.run(&host, &[&run[..], &["e*"]].concat());
+    assert_eq!(table.code, Some(0), "{}", table.stderr);
+    let missing = site.run(&host, &[&run[..], &["eth7"]].concat());
+    let mut daemon = site.start(&host, &["--meter", "tc", "--ports", "1", "--iface", "e*"]);
+    daemon.wait_for("the first document", |_| Some(()));
+    daemon.kill();
+    let clean = site.run(&host, &["clean"]);
+    assert!(clean.stdout.contains("clsact"), "{}", clean.stdout);
+    for text in [table.stdout, missing.stderr, clean.stdout] {
+        assert!(!text.contains(name) && text.contains("e\\u{1b}[2J"), "{text:?}");
+    }
+    // Nor in the name of a group: this turns the direction of writing.
+    let group = site.run(&host, &["run", "--ports", "443=a\u{202e}b"]);
+    assert_eq!(group.code, Some(2));
+    assert!(group.stderr.contains("is no name"), "{}", group.stderr);
+    drop(other);
+}
+
+#[test]
+fn packets_are_logged_without_further_ado() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (host, other) = (NetNs::new(), NetNs::new());
+    let (here, there) = veth((&host, "eth0"), (&other, "eth0"), 1);
+    let site = Site::new();
+    let mut daemon = site.start(&host, &["--iface", "eth0", "--ports", "5000", "--log-packets"]);
+    daemon.counts_on(&["eth0"]);
+    load::datagram(&load::udp(&there, false, 40_000), &load::udp(&here, false, 5000), 72);
+    daemon.says("ports 40000 -> 5000: 100 bytes, 1 packets");
+    assert!(!daemon.messages().contains("BPF Feature Detection"), "{}", daemon.messages());
+    daemon.stop();
+}
+
+#[test]
+fn pins_that_are_not_whole_are_left_as_they_are_and_clean_is_named() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (host, _other) = one_device();
+    let run = ["run", "--iface", "eth0", "--ports", "1", "--persist", "--json", "--count", "1"];
+    for gone in ["META", "COUNTERS", "GROUPS"] {
+        let site = Site::new();
+        assert_eq!(site.run(&host, &run).code, Some(0));
+        fs::remove_file(site.pins.join("maps").join(gone)).unwrap();
+        let attached = leaks::attached(&host);
+        let answer = site.run(&host, &run);
+        assert_eq!(answer.code, Some(2), "{gone}: {}", answer.stdout);
+        assert!(answer.stderr.contains(&format!("{gone} is missing")), "{}", answer.stderr);
+        assert!(answer.stderr.contains("remedy: `traffic clean`"), "{}", answer.stderr);
+        assert_eq!(leaks::attached(&host), attached, "{gone}: what still counted is gone");
+        assert_eq!(site.run(&host, &["clean"]).code, Some(0), "{gone}");
+        leaks::nothing(&host, &site.pins);
+    }
+}
+
+#[test]
+fn a_folder_that_was_there_keeps_its_mode_and_a_name_with_a_dot_is_refused() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (host, _other) = one_device();
+    let site = Site::new();
+    fs::create_dir(&site.pins).unwrap();
+    fs::set_permissions(&site.pins, fs::Permissions::from_mode(0o755)).unwrap();
+    let run = ["run", "--iface", "eth0", "--ports", "1", "--persist", "--json", "--count", "1"];
+    assert_eq!(site.run(&host, &run).code, Some(0));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&site.pins), mode(&site.pins.join("maps"))), (0o755, 0o700));
+    assert_eq!(site.run(&host, &["clean"]).code, Some(0));
+
+    let dotted = format!("{}.b", site.pins.display());
+    let mut command = host.command(traffic_tests::daemon::binary());
+    command.args(run).args(["--no-ledger", "--pins", &dotted]);
+    check_refusal(
+        &Answer::of(&mut command),
+        &site,
+        &host,
+        "dot",
+        &["no name with a dot", "--pins"],
+    );
 }
 
 #[test]

@@ -54,4 +54,14 @@ fn counters_that_a_user_may_not_see_are_not_said_to_be_nothing() {
     }
     assert_eq!(site.run(&host, &["clean"]).code, Some(0));
     leaks::nothing(&host, &site.pins);
+
+    // Whoever has the rights to count, and asks for no pins, needs none to look at them.
+    let inner = site.traffic(&host, &["run", "--iface", "eth0", "--ports", "1", "--count", "1"]);
+    let mut outer = host.command("setpriv");
+    outer.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    let rights = "+net_admin,+cap_38,+cap_39,+dac_override";
+    outer.args(["--inh-caps", rights, "--ambient-caps", rights]);
+    outer.arg(inner.get_program()).args(inner.get_args()).args(["--json", "--no-ledger"]);
+    let answer = Answer::of(&mut outer);
+    assert_eq!(answer.json()["meter"], "tcx", "{}", answer.stderr);
 }

@@ -253,7 +253,7 @@ impl Group {
             return Err(GroupError::Empty);
         }
         if let Some(name) = &name
-            && (name.is_empty() || name.contains(',') || name.chars().any(char::is_control))
+            && (name.is_empty() || name.contains(',') || name.chars().any(is_unseen))
         {
             return Err(GroupError::Name(name.escape_debug().to_string()));
         }
@@ -380,6 +380,13 @@ fn port(text: &str) -> Result<u16, GroupError> {
         Ok(port) if digits && port != 0 => Ok(port),
         _ => Err(GroupError::Port(shown(text))),
     }
+}
+
+/// What changes how text around it is shown and is not seen itself: control characters, and those that turn
+/// the direction of writing.
+fn is_unseen(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || c.is_control()
 }
 
 /// Longest piece of foreign text that is shown: longer than almost every name.

@@ -159,7 +159,7 @@ pub fn run() -> Result<ExitCode> {
             return Ok(ExitCode::from(if error.use_stderr() { 2 } else { 0 }));
         }
     };
-    log_to_stderr(&cli.global);
+    log_to_stderr(&cli.global, matches!(&cli.verb, Some(Verb::Run(args)) if args.logs_packets()));
     // These two do not stand on the configuration.
     let verb = match cli.verb {
         None => return summary::run(&Common::new(cli.global)?),
@@ -199,14 +199,16 @@ fn state_of(root: bool, state_home: Option<PathBuf>, home: Option<PathBuf>) -> P
     }
 }
 
-fn log_to_stderr(global: &Global) {
+/// Messages of the programs themselves, one a packet, come under the name of their crate.
+fn log_to_stderr(global: &Global, packets: bool) {
     let level = match global.verbose {
         0 => "warn",
         1 => "info",
         _ => "debug",
     };
+    let packets = if packets { ",traffic_ebpf=debug" } else { "" };
     let filter = EnvFilter::try_from_env("TRAFFIC_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},netlink_proto=off")));
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},netlink_proto=off{packets}")));
     let ansi = match global.color {
         Color::Always => true,
         Color::Never => false,

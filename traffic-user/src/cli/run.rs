@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use super::{CHECKS, Common, MOST_GROUPS, books::own_zone, groups, host, proxy::ProxyArgs};
 use crate::{
     accounting::{
-        ident::{Groups, Hook, MeterKind},
+        ident::{Groups, Hook, MeterKind, shown},
         period::{Calendar, Period},
         tick::{Begin, Cursors, State},
     },
@@ -66,6 +66,13 @@ pub(super) struct Args {
     /// Log every packet to stderr: for looking into one, not for a busy server
     #[arg(long)]
     log_packets: bool,
+}
+
+impl Args {
+    /// Whether every packet is to be logged.
+    pub(super) fn logs_packets(&self) -> bool {
+        self.log_packets
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -137,6 +144,11 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     }
     // A path in cgroup2 says which meter is meant.
     let kind = if cgroup.is_some() { Some(MeterKind::Ebpf(Hook::Cgroup)) } else { kind };
+    if kind == Some(MeterKind::Ebpf(Hook::Cgroup)) && !args.iface.is_empty() {
+        bail!(
+            "--iface does not go with --meter cgroup, which counts sockets wherever their packets pass"
+        );
+    }
     // First of all: whoever lacks a right is not to be told of a folder.
     check_rights(kind)?;
     let no_ledger = args.no_ledger || config.ledger == Some(false);
@@ -248,7 +260,7 @@ fn check_devices(wanted: &Wanted) -> Result<()> {
     match choice.unmatched.into_iter().next() {
         None => Ok(()),
         Some(pattern) => {
-            let names: Vec<_> = facts.devices.into_iter().map(|device| device.name).collect();
+            let names: Vec<_> = facts.devices.iter().map(|device| shown(&device.name)).collect();
             Err(MeterError::NoDevice { pattern, present: names.join(", ") }.into())
         }
     }

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
 use crate::accounting::ident::MeterKind;
 
 /// Capabilities that eBPF counting needs, by the bit in `/proc/self/status`.
@@ -34,6 +36,11 @@ fn missing(effective: u64) -> Vec<&'static str> {
 pub fn cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     cgroup2_in(&mounts).map(PathBuf::from)
+}
+
+/// Whether a folder is in cgroup2, and not only below the place where that is mounted.
+pub(super) fn is_in_cgroup2(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 fn cgroup2_in(mounts: &str) -> Option<&str> {

@@ -26,6 +26,7 @@ use super::{
     link::{Link, cgroup_number},
     load, qdisc,
 };
+use crate::accounting::ident::shown;
 use crate::meter::{
     devices::{self, Device, LinkKind},
     error::{MeterError, cause},
@@ -320,7 +321,7 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
         let made_qdisc = qdisc::is_ours(device.index);
         for filter in &ours {
             let name = filter.program.as_deref().unwrap_or_default();
-            said.push(format!("filter {name} on {} ({})", device.name, filter.side.name()));
+            said.push(format!("filter {name} on {} ({})", shown(&device.name), filter.side.name()));
             if !dry_run {
                 take_off_filter(device, filter)?;
             }
@@ -328,7 +329,7 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
         if made_qdisc && clsact::has_clsact(device.index)? {
             let others = clsact::filters(device.index)?.iter().any(|filter| !filter.is_ours());
             if !others {
-                said.push(format!("clsact qdisc on {}", device.name));
+                said.push(format!("clsact qdisc on {}", shown(&device.name)));
                 if !dry_run {
                     qdisc::drop_unused(device);
                 }

@@ -112,7 +112,12 @@ impl Maps {
     /// Opens a pinned set to read it. Changes nothing.
     pub(super) fn pinned(folder: &Path) -> Result<Self, MeterError> {
         let open = |name: &'static str| {
-            MapData::from_pin(folder.join(name)).map_err(|error| MeterError::Map {
+            let path = folder.join(name);
+            if path.try_exists().is_ok_and(|there| !there) {
+                let reason = format!("are not whole: {name} is missing");
+                return Err(MeterError::OtherPins { path: folder.into(), reason });
+            }
+            MapData::from_pin(path).map_err(|error| MeterError::Map {
                 doing: "open",
                 map: name,
                 cause: cause(error),

@@ -415,7 +415,21 @@ fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError
     if next.is_some_and(|next| next.meta().carry == abi::carry::DONE) {
         pins.promote_next()?;
     }
-    if !pins.exist()? {
+    let exist = match pins.exist() {
+        // Nor could they be taken over, or left.
+        Err(MeterError::Denied { .. }) if !options.persist => false,
+        exist => exist?,
+    };
+    if !exist {
+        if options.persist && pins.have_links() {
+            return Err(MeterError::OtherPins {
+                path: pins.root().into(),
+                reason: "are not whole: META is missing".into(),
+            });
+        }
+        if options.persist {
+            pins.forget_begun();
+        }
         return Ok(None);
     }
     let found = Maps::pinned(&pins.maps())?;
@@ -450,11 +464,14 @@ fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError
 
 fn cgroup_path(wanted: Option<&Path>) -> Result<PathBuf, MeterError> {
     let root = host::cgroup2();
-    match (wanted, root) {
-        (Some(path), Some(root)) if path.starts_with(&root) && path.is_dir() => Ok(path.into()),
-        (Some(path), _) => Err(MeterError::NoCgroup { path: path.display().to_string() }),
-        (None, Some(root)) => Ok(root),
-        (None, None) => Err(MeterError::NoCgroup { path: "any mount of /proc/mounts".into() }),
+    let Some(wanted) = wanted else {
+        return root
+            .ok_or_else(|| MeterError::NoCgroup { path: "any mount of /proc/mounts".into() });
+    };
+    // As the file system sees it: a path may leave its root again, or lead into it by a symbolic link.
+    match wanted.canonicalize() {
+        Ok(path) if path.is_dir() && host::is_in_cgroup2(&path) => Ok(path),
+        _ => Err(MeterError::NoCgroup { path: wanted.display().to_string() }),
     }
 }
 

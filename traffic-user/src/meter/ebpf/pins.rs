@@ -62,18 +62,41 @@ impl Pins {
     /// [`MeterError::Denied`] for a user who may not look: that is not the same as none.
     pub(super) fn exist(&self) -> Result<bool, MeterError> {
         let path = self.maps().join(maps::META);
-        path.try_exists().map_err(|cause| match cause.kind() {
-            io::ErrorKind::PermissionDenied => MeterError::Denied {
+        path.try_exists().or_else(|cause| match cause.raw_os_error() {
+            Some(libc::EACCES) => Err(MeterError::Denied {
                 doing: "look at the pinned maps",
                 capability: "CAP_DAC_READ_SEARCH".into(),
-            },
-            _ => MeterError::File { doing: "look at", path, cause },
+            }),
+            // What a BPF file system says of a name with a dot, which nothing there can have.
+            Some(libc::EPERM) => Ok(false),
+            _ => Err(MeterError::File { doing: "look at", path, cause }),
         })
+    }
+
+    /// Whether links of ours are pinned, though no set of maps says what they count.
+    pub(super) fn have_links(&self) -> bool {
+        fs::read_dir(self.links()).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| self.is_ours(&entry.path())))
+        })
+    }
+
+    /// Takes away maps that a start left which was ended before it described them: nothing uses them.
+    pub(super) fn forget_begun(&self) {
+        for name in maps::PINNED {
+            let _ = fs::remove_file(self.maps().join(name));
+        }
     }
 
     /// Makes the folders, and mounts bpffs if it is not there.
     pub(super) fn prepare(&self) -> Result<(), MeterError> {
         self.on_bpffs()?;
+        let dotted = |name: &std::ffi::OsStr| name.to_string_lossy().contains('.');
+        if !self.root.is_dir() && self.root.file_name().is_some_and(dotted) {
+            return Err(MeterError::OtherPins {
+                path: self.root.clone(),
+                reason: "cannot be: a BPF file system takes no name with a dot".into(),
+            });
+        }
         for folder in [self.root.clone(), self.maps(), self.links()] {
             make_folder(&folder)?;
         }
@@ -161,9 +184,13 @@ impl Pins {
     }
 }
 
-/// Makes a folder that only root may enter.
+/// Makes a folder that only root may enter, unless it is there.
 pub(super) fn make_folder(path: &Path) -> Result<(), MeterError> {
     let failed = |cause| MeterError::File { doing: "create", path: path.into(), cause };
+    // One that is there is somebody's, who chose who may enter.
+    if path.is_dir() {
+        return Ok(());
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
 }
