@@ -76,7 +76,9 @@ impl Pins {
     /// Whether links of ours are pinned, though no set of maps says what they count.
     pub(super) fn have_links(&self) -> bool {
         fs::read_dir(self.links()).is_ok_and(|mut entries| {
-            entries.any(|entry| entry.is_ok_and(|entry| self.is_ours(&entry.path())))
+            entries.any(|entry| {
+                entry.is_ok_and(|entry| self.is_ours(&entry.path()) && !entry.path().is_dir())
+            })
         })
     }
 
