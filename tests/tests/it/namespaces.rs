@@ -63,8 +63,11 @@ fn a_qdisc_in_a_namespace_with_the_number_of_one_that_is_gone_is_not_ours() {
             ["run", "--iface", "eth0", "--ports", "1", "--meter", "tc", "--json", "--count", "1"];
         assert_eq!(site.run(&here.ns, &run).code, Some(0));
         assert_eq!(leaks::attached(&here.ns), ["eth0 clsact"], "{cookie:?}");
+        assert_eq!(note.exists(), cookie.is_empty(), "a note of a namespace that is gone stays");
     }
-    let _ = fs::remove_file(note);
+    here.ns.ip("link del eth0");
+    assert_eq!(site.run(&here.ns, &["clean"]).code, Some(0));
+    assert!(!note.exists(), "a note of a device that is gone stays");
 }
 
 #[test]

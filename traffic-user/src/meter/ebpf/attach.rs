@@ -336,6 +336,9 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
             }
         }
     }
+    if !dry_run {
+        qdisc::tidy(present);
+    }
     Ok(said)
 }
 

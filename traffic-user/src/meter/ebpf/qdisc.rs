@@ -52,6 +52,30 @@ fn note(index: u32) -> Result<(), MeterError> {
     fs::write(&path, cookie).map_err(|cause| MeterError::File { doing: "create", path, cause })
 }
 
+/// Removes notes with the number of this namespace that say nothing any more: of another one that had the
+/// number before, and of devices that are gone.
+pub(super) fn tidy(present: &[Device]) {
+    let (Ok(folder), Ok(netns)) = (lock::run_folder(), lock::netns()) else {
+        return;
+    };
+    let here = namespace::cookie();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let index = name.to_str().and_then(|name| {
+            name.strip_prefix("clsact-")?.strip_prefix(&netns.to_string())?.strip_prefix('-')
+        });
+        let Some(index) = index.and_then(|index| index.parse::<u32>().ok()) else {
+            continue;
+        };
+        let noted = fs::read_to_string(entry.path()).ok();
+        let noted = noted.and_then(|noted| noted.trim().parse::<u64>().ok());
+        let another = noted.is_some() && here.is_some() && noted != here;
+        if another || present.iter().all(|device| device.index != index) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Whether we made the clsact qdisc of this device. Where the kernel has no cookies, or an older version
 /// wrote the note, only filters of ours on it say that the device is still the one that was meant.
 pub(super) fn is_ours(index: u32) -> bool {
