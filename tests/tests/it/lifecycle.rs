@@ -253,6 +253,13 @@ fn a_kill_leaves_filters_of_clsact_and_clean_or_the_next_start_removes_them() {
     // Two filters of ours on one side would count twice.
     assert_eq!(daemon.stop().group("5000"), sent);
     leaks::nothing(&load.host, &site.pins);
+
+    // One that persists does not begin beside them either.
+    start(&site, &load, "tc", &[]).kill();
+    start(&site, &load, "tc", &["--persist"]).stop();
+    assert_eq!(leaks::attached(&load.host), left);
+    assert_eq!(site.run(&load.host, &["clean"]).code, Some(0));
+    leaks::nothing(&load.host, &site.pins);
 }
 
 #[test]

@@ -129,11 +129,11 @@ impl EbpfMeter {
     fn fresh(options: &Options, pins: &Pins, groups: &Groups) -> Result<Self, MeterError> {
         if options.persist {
             pins.prepare()?;
-        } else {
-            // What a killed run left on clsact counts into maps that nobody can read any more.
-            for gone in attach::sweep(&Facts::gather()?.devices, false)? {
-                tracing::info!(%gone, "removed what an earlier run left behind");
-            }
+        }
+        // What a killed run left on clsact counts into maps that nobody can read any more, and would be taken
+        // for ours by the next start.
+        for gone in attach::sweep(&Facts::gather()?.devices, false)? {
+            tracing::info!(%gone, "removed what an earlier run left behind");
         }
         let started = Self::fresh_in(options, pins, groups);
         if started.is_err() && options.persist {
