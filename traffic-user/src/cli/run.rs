@@ -242,12 +242,20 @@ fn reload(common: &Common, args: Args, output: Output, place: Option<ProxyPlace>
 
 /// What this kind of meter needs; rules, which `auto` can fall back to, only the right to change the network.
 fn check_rights(kind: Option<MeterKind>) -> Result<(), MeterError> {
-    let missing = missing_capabilities();
-    let needed = matches!(kind, Some(MeterKind::Ebpf(_))) || missing.contains(&"CAP_NET_ADMIN");
-    if missing.is_empty() || !needed {
-        return Ok(());
+    const NETWORK: &str = "CAP_NET_ADMIN";
+    let mut missing = missing_capabilities();
+    let (doing, needed) = match kind {
+        Some(MeterKind::Ebpf(_)) => ("count in the kernel", !missing.is_empty()),
+        None => ("count in the kernel", missing.contains(&NETWORK)),
+        Some(MeterKind::Nft | MeterKind::Iptables) => {
+            missing.retain(|name| *name == NETWORK);
+            ("set rules that count", !missing.is_empty())
+        }
+    };
+    if needed {
+        return Err(MeterError::Denied { doing, capability: missing.join(", ") });
     }
-    Err(MeterError::Denied { doing: "count in the kernel", capability: missing.join(", ") })
+    Ok(())
 }
 
 /// A device that is asked for by name must be there, before anything is attached.
