@@ -18,9 +18,7 @@ use crate::{
         tick::{Begin, Cursors, State},
     },
     config::{Config, Output, interval},
-    daemon::{
-        self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, Signals, unix_time,
-    },
+    daemon::{self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, Signals, unix_time},
     fault,
     ledger::{self, LedgerError},
     meter::{
