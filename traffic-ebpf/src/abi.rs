@@ -524,6 +524,7 @@ mod tests {
 
     #[test]
     fn stripes_do_not_overlap() {
-        assert_eq!(counter_index(0, 10, 9, 3) + 1, counter_index(1, 10, 0, 0));
+        assert_eq!(counter_index(0, 10, 9, PARTS - 1) + 1, counter_index(1, 10, 0, 0));
+        assert_eq!((part(0, false), part(3, true)), (0, PARTS - 1));
     }
 }
