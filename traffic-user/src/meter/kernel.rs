@@ -67,7 +67,7 @@ impl Meter {
     /// since then lose nothing of what the rest of them has counted.
     ///
     /// The caller holds the [`Lock`](super::Lock) of this network namespace: without it the next start takes
-    /// rules of a run without `persist` for those of a killed one.
+    /// rules of a run without `persist` for those of a killed one, and goes on with them.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! Rules that a killed run left: the next one of any kind takes them off, and nothing that is to go on.
+//! Rules that a killed run left: the next one of the same kind goes on with them, one of another takes them
+//! off, and nothing that is to go on.
 
 use traffic_tests::{daemon::Site, document::Traffic, leaks, need};
 use traffic_user::{
@@ -6,7 +7,7 @@ use traffic_user::{
     ledger::Reader,
 };
 
-use super::{DATAGRAM4, Lab, METERS, needs, port, run};
+use super::{DATAGRAM4, Lab, METERS, needs, run};
 
 const ARGS: [&str; 4] = ["--ports", "5000/udp", "--iface", "eth0"];
 
@@ -57,17 +58,38 @@ fn what_a_killed_run_left_goes_with_the_next_and_its_last_numbers_are_booked() {
 }
 
 #[test]
-fn a_killed_run_of_the_same_kind_is_replaced() {
+fn a_killed_run_is_gone_on_with_by_the_next_of_the_same_kind() {
     needs!();
+    let others = ["--ports", "6000/udp", "--iface", "eth0"];
+    let persist = [&ARGS[..], &["--persist"]].concat();
     for meter in METERS {
-        let (site, lab) = (Site::new(), Lab::new());
-        let before = lab.rules();
-        run(&site, &lab, meter, &ARGS).kill();
-        let mut daemon = run(&site, &lab, meter, &ARGS);
-        lab.send(false, 5000, 4);
-        assert_eq!(port(&daemon.fresh().0, "5000"), Traffic::input(4 * DATAGRAM4, 4), "{meter}");
-        daemon.stop();
-        assert_eq!(lab.rules(), before, "{meter}");
+        for (next, of_5000) in
+            [(&ARGS[..], 3 + 30 + 2), (&persist[..], 3 + 30 + 2), (&others[..], 3 + 30)]
+        {
+            let (site, lab) = (Site::new(), Lab::new());
+            let before = lab.rules();
+            let mut daemon = run(&site, &lab, meter, &ARGS);
+            lab.send(false, 5000, 3);
+            let first = daemon.fresh();
+            daemon.kill();
+            lab.send(false, 5000, 30);
+            let mut daemon = run(&site, &lab, meter, next);
+            lab.send(false, 5000, 2);
+            let document = daemon.fresh();
+            assert_eq!(document.text("epoch"), first.text("epoch"), "{meter} {next:?}");
+            assert_eq!(document.text("coverage"), "complete", "{meter} {next:?}");
+            daemon.stop();
+            assert_eq!(booked(&site), (vec![("l3-skb", of_5000)], 0), "{meter} {next:?}");
+            if next.contains(&"--persist") {
+                let dump = site.run(&lab.host, &["dump", "--json"]).json();
+                assert_eq!(dump["epoch"], first.text("epoch"), "{meter}: they go on");
+                let refused =
+                    site.run(&lab.host, &["run", "--no-proxy", "--meter", meter, "--count", "1"]);
+                assert_eq!(refused.code, Some(2), "{meter}: {}", refused.stderr);
+                site.run(&lab.host, &["clean"]);
+            }
+            assert_eq!(lab.rules(), before, "{meter} {next:?}");
+        }
     }
 }
 

@@ -120,8 +120,8 @@ impl Known {
 }
 
 impl IptablesMeter {
-    /// Puts the rules in for these groups. With `persist` they stay when the process ends, and rules
-    /// that an earlier one left so are taken over with their epoch.
+    /// Puts the rules in for these groups. With `persist` they stay when the process ends. Rules of this boot,
+    /// left so or by a run that was killed, are taken over with their epoch.
     ///
     /// `booked` is what was last made use of: where the rules were damaged since, what is left of them
     /// begins another epoch with what it has counted after that.
@@ -140,22 +140,28 @@ impl IptablesMeter {
         let tools = tool::choose()?;
         let found = tools.iter().map(Tool::ours).collect::<Result<Vec<_>, _>>()?;
         let note = found.iter().find_map(|ours| ours.note);
-        let left = note.filter(|note| note.persist && note.boot == host::boot_id());
+        let left = note.filter(|note| note.boot == host::boot_id());
         say_if_many(groups, 0);
-        match (left, persist) {
-            (Some(_), false) => Err(MeterError::OtherRules {
+        match left {
+            Some(note) if note.persist && !persist => Err(MeterError::OtherRules {
                 what: "the iptables chains TRAFFIC_IN and TRAFFIC_OUT".into(),
                 reason: "go on counting; run with --persist to take them over".into(),
             }),
-            (Some(note), true) => Self::adopt(tools, &found, note, groups, booked),
-            (None, _) => {
+            // Left to go on, or by a run that was killed: nobody has booked all that they counted.
+            Some(note) => {
+                let note = Note { persist, ..note };
+                let mut meter = Self::adopt(tools, &found, note, groups, booked)?;
+                meter.leaves = !persist;
+                Ok(meter)
+            }
+            None => {
                 let lost = note.is_none() && found.iter().any(|ours| !ours.counting.is_empty());
                 Self::fresh(tools, &found, groups, persist, lost)
             }
         }
     }
 
-    /// Puts all in at once. What a killed run left goes in the same change; `lost` when nothing says any
+    /// Puts all in at once. What an earlier boot left goes in the same change; `lost` when nothing says any
     /// more what that was.
     fn fresh(
         tools: Vec<Tool>,
@@ -390,7 +396,7 @@ impl IptablesMeter {
     /// Takes off what this start put in, because it cannot go on. What an earlier one left to count goes
     /// on.
     pub fn give_up(mut self) {
-        self.leaves |= self.made;
+        self.leaves = self.made;
     }
 }
 

@@ -66,8 +66,8 @@ pub struct NftMeter {
 type Counts = ruleset::Counts;
 
 impl NftMeter {
-    /// Begins to count `groups`. With `persist` the rules stay when this value goes, and a start that
-    /// finds such rules goes on with them, in the same epoch.
+    /// Begins to count `groups`. With `persist` the rules stay when this value goes. A start that finds rules
+    /// of this boot, left so or by a run that was killed, goes on with them in the same epoch.
     ///
     /// `booked` is what was last made use of: where the rules were damaged since, what is left of them
     /// begins another epoch with what it has counted after that.
@@ -102,13 +102,14 @@ impl NftMeter {
         }
         let mut lost = Vec::new();
         match about {
-            Some(about) if about.goes_on() => {
+            // Left to go on, or by a run that was killed: nobody has booked all that they counted.
+            Some(about) if about.is_of_this_boot() => {
                 let mut meter = Self::adopt(tool, kernel, about, &found, booked)?;
-                meter.watch(groups)?;
+                meter.make(groups, persist)?;
+                meter.temporary = !persist;
                 return Ok(meter);
             }
-            // What a killed run left.
-            Some(_) => tracing::info!("nft rules that an earlier run left behind are replaced"),
+            Some(_) => tracing::info!("nft rules of an earlier boot are replaced"),
             None if found.tables.is_empty() => {}
             None => lost.push("the notes in the chain about".into()),
         }
@@ -172,15 +173,20 @@ impl NftMeter {
     /// [`MeterError::Tool`], and [`MeterError::ForeignRules`] when somebody put something into our tables;
     /// the rules are as they were then.
     pub fn watch(&mut self, groups: &Groups) -> Result<(), MeterError> {
-        let to = self.about.watching(groups);
-        if to == self.about {
+        self.make(groups, self.about.persist)
+    }
+
+    /// Watches these groups, and says in the tables whether they are to go on without a process.
+    fn make(&mut self, groups: &Groups, persist: bool) -> Result<(), MeterError> {
+        let to = |about: &About| About { persist, ..about.watching(groups) };
+        if to(&self.about) == self.about {
             return Ok(());
         }
         self.check()?;
         // A chain that is written anew would lose what somebody put into it.
         not_foreign(&self.kernel.tables(&Family::OURS)?.tables)?;
         // A repair begins an epoch with other entries.
-        let to = self.about.watching(groups);
+        let to = to(&self.about);
         let (script, size) = ruleset::change(&self.about, &to, self.size);
         apply(&self.tool, "change the nft rules", &script)?;
         self.about = to;
@@ -225,7 +231,7 @@ impl NftMeter {
 
     /// Takes off what this start made, because it cannot go on. What an earlier one left goes on.
     pub fn give_up(mut self) {
-        self.temporary |= self.made;
+        self.temporary = self.made;
     }
 
     /// Looks whether ours are all there, if anybody changed any rule of the host since the last look.
