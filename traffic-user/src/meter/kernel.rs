@@ -363,6 +363,15 @@ fn or_no_tool<T>(opened: Result<Option<T>, MeterError>) -> Result<Option<T>, Met
     }
 }
 
+/// Without the kernel's part for rules there are none. That the tool is missing is found out only where there
+/// is something to take off.
+fn or_unsupported(cleaned: Result<Vec<String>, MeterError>) -> Result<Vec<String>, MeterError> {
+    match cleaned {
+        Err(MeterError::Unsupported { .. }) => Ok(Vec::new()),
+        cleaned => cleaned,
+    }
+}
+
 /// Takes off all of ours and nothing else: pins, programs, rules. Says what; with `dry_run` only that.
 ///
 /// # Errors
@@ -382,7 +391,7 @@ pub fn clean(pins: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
 pub fn clean_rules(dry_run: bool) -> Result<Vec<String>, MeterError> {
     let mut said = Vec::new();
     for cleaned in [nft::clean(dry_run), iptables::clean(dry_run)] {
-        said.extend(or_no_tool(cleaned.map(Some))?.unwrap_or_default());
+        said.extend(or_unsupported(cleaned)?);
     }
     Ok(said)
 }
@@ -395,7 +404,7 @@ pub fn clean_rules(dry_run: bool) -> Result<Vec<String>, MeterError> {
 pub fn clean_rules_of(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
     let mut said = Vec::new();
     for cleaned in [nft::clean_port(port, dry_run), iptables::clean_port(port, dry_run)] {
-        said.extend(or_no_tool(cleaned.map(Some))?.unwrap_or_default());
+        said.extend(or_unsupported(cleaned)?);
     }
     Ok(said)
 }

@@ -120,6 +120,28 @@ fn a_kernel_that_takes_no_rules_for_one_version_of_ip_is_named_and_nothing_is_le
 }
 
 #[test]
+fn rules_that_no_tool_is_there_to_take_off_are_not_said_to_be_gone() {
+    needs!();
+    let (site, lab) = (Site::new(), Lab::new());
+    run(&site, &lab, "nft", &["--ports", "5000/udp", "--persist"]).stop();
+    let before = lab.rules();
+    for args in [&["clean"][..], &["iptables", "clean", "--all"], &["iptables", "clean", "5000"]] {
+        let mut command = site.traffic(&lab.host, args);
+        let answer = Answer::of(command.env("TRAFFIC_TOOLS", "/nonexistent"));
+        assert_eq!(answer.code, Some(2), "{args:?}: {}", answer.stdout);
+        assert!(answer.stderr.contains("the meter nft needs nft"), "{args:?}: {}", answer.stderr);
+        assert_eq!(lab.rules(), before, "{args:?}");
+        // What would go is known without it.
+        let would = Answer::of(
+            site.traffic(&lab.host, &[args, &["--dry-run"]].concat())
+                .env("TRAFFIC_TOOLS", "/nonexistent"),
+        );
+        assert!(would.stdout.contains("would remove"), "{args:?}: {}", would.stderr);
+    }
+    site.run(&lab.host, &["clean"]);
+}
+
+#[test]
 fn what_has_our_name_and_is_not_ours_is_named_and_left_alone() {
     needs!();
     let (site, lab) = (Site::new(), Lab::new());
