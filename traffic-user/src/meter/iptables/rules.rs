@@ -435,9 +435,12 @@ impl Ours {
         lines
     }
 
-    /// The lines that take off the rules and notes of these groups and leave the others.
+    /// The lines that take off the rules and notes of these groups and leave the others. Without a note the
+    /// rest is left as it is: the next start sees to it.
     pub(super) fn without(&self, goes: impl Fn(&str) -> bool) -> Vec<String> {
-        let Some(note) = self.note else { return Vec::new() };
+        let Some(note) = self.note else {
+            return self.deletions(|rule| !goes(&rule.group));
+        };
         let stays = self.counting.iter().map(|(rule, ..)| rule).filter(|rule| !goes(&rule.group));
         let carries = self.carries.iter().filter(|(group, _)| !goes(group));
         self.change(&Wanted {
@@ -445,6 +448,22 @@ impl Ours {
             carries: carries.cloned().collect(),
             counting: stays.cloned().collect(),
         })
+    }
+
+    /// The lines that take off the rules that count and do not stay, asked about in the order of the chains.
+    fn deletions(&self, mut stays: impl FnMut(&Counting) -> bool) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut places = [0usize; 2];
+        for (counting, ..) in &self.counting {
+            let place = &mut places[counting.direction as usize];
+            *place += 1;
+            if !stays(counting) {
+                lines.push(format!("-D {} {place}", chain(counting.direction)));
+            }
+        }
+        // From the end, so that the places of the others stay what they are.
+        lines.reverse();
+        lines
     }
 
     /// The lines that make what is there into what is wanted, and as few as can be. Rules that stay are
@@ -455,20 +474,8 @@ impl Ours {
             lines.push(format!(":{name} - [0:0]"));
         }
         let mut missing: HashSet<&Counting> = wanted.counting.iter().collect();
-        let mut superfluous = Vec::new();
-        let mut places = [0usize; 2];
-        for (counting, ..) in &self.counting {
-            let place = &mut places[counting.direction as usize];
-            *place += 1;
-            // The second of two alike is one too many.
-            if !missing.remove(counting) {
-                superfluous.push((counting.direction, *place));
-            }
-        }
-        // From the end, so that the places of the others stay what they are.
-        for (direction, place) in superfluous.into_iter().rev() {
-            lines.push(format!("-D {} {place}", chain(direction)));
-        }
+        // The second of two alike is one too many.
+        lines.extend(self.deletions(|counting| missing.remove(counting)));
         for counting in wanted.counting.iter().filter(|counting| missing.contains(counting)) {
             lines.push(format!("-A {}", counting.line()));
         }

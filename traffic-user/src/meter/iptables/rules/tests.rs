@@ -170,6 +170,20 @@ fn a_change_touches_what_changes_and_nothing_else() {
 }
 
 #[test]
+fn rules_of_one_group_go_also_where_the_notes_are_gone() {
+    let mut kernel = Kernel::new(&["-j ACCEPT"]);
+    kernel.restore(&Ours::default().change(&wanted(&["1/tcp", "2", "3/udp"], &[])));
+    kernel.chain(NOTE).clear();
+    let ours = kernel.ours().unwrap();
+    assert_eq!(ours.without(|_| false), Vec::<String>::new());
+    kernel.restore(&ours.without(|group| group == "2"));
+    let left = kernel.ours().unwrap();
+    let groups: Vec<&str> = left.counting.iter().map(|(rule, ..)| rule.group.as_str()).collect();
+    assert_eq!(groups, ["1/tcp", "3/udp", "1/tcp", "3/udp"]);
+    assert_eq!(left.jumps, [vec![1], vec![1]]);
+}
+
+#[test]
 fn a_jump_that_is_not_first_becomes_it() {
     let mut kernel = Kernel::new(&[]);
     let wanted = wanted(&["1/tcp"], &[]);
