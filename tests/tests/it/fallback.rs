@@ -428,7 +428,9 @@ fn what_multi_v2ray_left_is_listed_and_goes_when_told() {
     let asked = iptables(&site, &lab, &["clean", "--foreign"]);
     assert_eq!(asked.code, Some(2));
     assert!(asked.stderr.contains("--yes"), "{}", asked.stderr);
-    iptables(&site, &lab, &["clean", "--foreign", "--yes", "--json"]).json();
+    let done = iptables(&site, &lab, &["clean", "--foreign", "--yes", "--json"]);
+    assert_eq!(done.stderr.matches("ATTENTION").count(), 2, "{}", done.stderr);
+    assert_eq!(done.json()["removed"], list["removed"]);
     let mut save = lab.host.command(need::tool("iptables-nft-save").expect("asked for"));
     let left = save.output().expect("list rules").stdout;
     let left = String::from_utf8_lossy(&left);

@@ -110,11 +110,8 @@ fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
     }
     let (mut going, mut kept) = (Vec::new(), Vec::new());
     if args.yes {
-        if !common.json {
-            for rule in rules.iter().filter(|rule| rule.opens.is_some()) {
-                print(&format!("{}\n", line(rule)))?;
-            }
-        }
+        // Before it goes, and in every form: whoever asked for JSON may have locked himself out.
+        eprint_lines(rules.iter().filter(|rule| rule.opens.is_some()))?;
         going = rules;
     } else {
         for Decision { question, rules } in decisions(rules) {
@@ -127,11 +124,11 @@ fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
         }
     }
     let removed = iptables::remove_foreign(&going)?;
-    say(common, false, &removed, &lines(&kept))?;
+    say(common, false, &lines(&removed), &lines(&kept))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn eprint_lines(rules: &[ForeignRule]) -> Result<()> {
+fn eprint_lines<'a>(rules: impl IntoIterator<Item = &'a ForeignRule>) -> Result<()> {
     use std::io::Write as _;
     let mut stderr = std::io::stderr();
     for rule in rules {

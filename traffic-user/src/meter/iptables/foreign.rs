@@ -3,11 +3,13 @@
 //! Its rule in OUTPUT has no target and counts a source port: that is its signature. Its rule in INPUT
 //! accepts a port as an admin's may, and is taken for its only beside the signature of the same port.
 
+use std::cmp::Reverse;
+
 use super::{
     Family, MeterError,
     parse::{Chain, Rule, Table},
     rules::{range, transport},
-    tool::{self, Backend, Tool},
+    tool::{self, Backend},
 };
 use crate::accounting::ident::Transport;
 
@@ -49,13 +51,13 @@ pub fn foreign() -> Result<Vec<ForeignRule>, MeterError> {
     Ok(rules)
 }
 
-/// Removes these rules, and gives a line for each that was there. Those of one table go together.
+/// Removes these rules, and gives those that were there. Those of one table go together.
 ///
 /// # Errors
 ///
 /// The first table that could not be changed; what could be removed before is removed.
-pub fn remove_foreign(rules: &[ForeignRule]) -> Result<Vec<String>, MeterError> {
-    let mut said = Vec::new();
+pub fn remove_foreign(rules: &[ForeignRule]) -> Result<Vec<ForeignRule>, MeterError> {
+    let mut removed = Vec::new();
     for tool in tool::all() {
         let of_tool =
             |rule: &&ForeignRule| (rule.family, rule.backend) == (tool.family, tool.backend);
@@ -67,17 +69,16 @@ pub fn remove_foreign(rules: &[ForeignRule]) -> Result<Vec<String>, MeterError> 
         let lines: Vec<String> =
             places.iter().map(|(chain, place, _)| format!("-D {chain} {place}")).collect();
         tool.change(&lines)?;
-        said.extend(places.into_iter().rev().map(|(_, _, text)| removed(&tool, text)));
+        removed.extend(places.into_iter().rev().map(|(_, _, rule)| rule.clone()));
     }
-    Ok(said)
+    Ok(removed)
 }
 
-fn removed(tool: &Tool, text: &str) -> String {
-    format!("{} ({}): {text}", tool.family.name(), tool.backend.name())
-}
-
-/// Chain, place from 1 and text of those that are still there, from the end of each chain.
-fn places<'a>(table: &Table, wanted: &[&'a ForeignRule]) -> Vec<(&'static str, usize, &'a str)> {
+/// Chain and place from 1 of those that are still there, from the end of each chain.
+fn places<'a>(
+    table: &Table,
+    wanted: &[&'a ForeignRule],
+) -> Vec<(&'static str, usize, &'a ForeignRule)> {
     let mut places = Vec::new();
     for chain in ["OUTPUT", "INPUT"] {
         let alike = |rule: &ForeignRule| (rule.chain, rule.port, rule.transport);
@@ -85,10 +86,10 @@ fn places<'a>(table: &Table, wanted: &[&'a ForeignRule]) -> Vec<(&'static str, u
         for (place, _, port, transport, nth) in of_form(found, chain) {
             let key = (chain, port, transport);
             let rule = wanted.iter().find(|rule| alike(rule) == key && rule.nth == nth);
-            places.extend(rule.map(|rule| (rule.chain, place, rule.text.as_str())));
+            places.extend(rule.map(|rule| (rule.chain, place, *rule)));
         }
     }
-    places.sort_unstable_by(|a, b| b.cmp(a));
+    places.sort_unstable_by_key(|(chain, place, _)| Reverse((*chain, *place)));
     places
 }
 
