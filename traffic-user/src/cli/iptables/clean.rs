@@ -9,7 +9,7 @@ use super::super::{Common, agreed, print};
 use crate::{
     meter::{
         self, Lock, MeterError,
-        iptables::{self, ForeignRule},
+        iptables::{self, ForeignRule, ForeignRules},
     },
     view::json::JSON_VERSION,
 };
@@ -97,15 +97,19 @@ struct Decision {
 }
 
 fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
-    let rules = match iptables::foreign() {
-        Ok(rules) => rules,
+    let ForeignRules { rules, spared } = match iptables::foreign() {
+        Ok(found) => found,
         // Without its tools there is nothing that they could have left.
-        Err(MeterError::NoTool { .. }) => Vec::new(),
+        Err(MeterError::NoTool { .. }) => ForeignRules::default(),
         Err(error) => return Err(error.into()),
     };
     let lines = |rules: &[ForeignRule]| rules.iter().map(line).collect::<Vec<_>>();
+    let spared: Vec<String> = spared
+        .iter()
+        .map(|rule| format!("{}: it may be an admin's, and nothing says otherwise", text(rule)))
+        .collect();
     if args.dry_run || rules.is_empty() {
-        say(common, true, &lines(&rules), &[])?;
+        say(common, true, &lines(&rules), &spared)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (mut going, mut kept) = (Vec::new(), Vec::new());
@@ -124,7 +128,7 @@ fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
         }
     }
     let removed = iptables::remove_foreign(&going)?;
-    say(common, false, &lines(&removed), &lines(&kept))?;
+    say(common, false, &lines(&removed), &[lines(&kept), spared].concat())?;
     Ok(ExitCode::SUCCESS)
 }
 

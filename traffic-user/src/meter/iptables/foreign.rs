@@ -1,7 +1,8 @@
 //! Rules that multi-v2ray leaves behind, told from an admin's by their exact form.
 //!
 //! Its rule in OUTPUT has no target and counts a source port: that is its signature. Its rule in INPUT
-//! accepts a port as an admin's may, and is taken for its only beside the signature of the same port.
+//! accepts a port as an admin's may, and is taken for its only beside the signature of the same port: as many
+//! as there are of those, from the head, where it inserts them. Any more may be an admin's.
 
 use std::cmp::Reverse;
 
@@ -38,17 +39,28 @@ pub struct ForeignRule {
     nth: usize,
 }
 
+/// What was found that has the form of multi-v2ray's rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForeignRules {
+    /// Those that it made.
+    pub rules: Vec<ForeignRule>,
+    /// Those that accept a port as its do and are too many for its signatures: an admin may have made them.
+    pub spared: Vec<ForeignRule>,
+}
+
 /// Finds the rules that multi-v2ray left, in both families and back ends. Changes nothing.
 ///
 /// # Errors
 ///
 /// [`MeterError::Denied`], [`MeterError::Tool`].
-pub fn foreign() -> Result<Vec<ForeignRule>, MeterError> {
-    let mut rules = Vec::new();
+pub fn foreign() -> Result<ForeignRules, MeterError> {
+    let mut all = ForeignRules::default();
     for tool in tool::all() {
-        rules.extend(in_table(&tool.filter()?, tool.family, tool.backend));
+        let ForeignRules { rules, spared } = in_table(&tool.filter()?, tool.family, tool.backend);
+        all.rules.extend(rules);
+        all.spared.extend(spared);
     }
-    Ok(rules)
+    Ok(all)
 }
 
 /// Removes these rules, and gives those that were there. Those of one table go together.
@@ -134,18 +146,18 @@ fn form(rule: &Rule, chain: &str) -> Option<(u16, Transport)> {
 }
 
 /// Its rules in one table.
-fn in_table(table: &Table, family: Family, backend: Backend) -> Vec<ForeignRule> {
+fn in_table(table: &Table, family: Family, backend: Backend) -> ForeignRules {
     let (Some(input), Some(output)) = (table.chain("INPUT"), table.chain("OUTPUT")) else {
-        return Vec::new();
+        return ForeignRules::default();
     };
     let signatures = of_form(output, "OUTPUT");
     let signed = |port, transport| {
-        signatures.iter().any(|signature| (signature.2, signature.3) == (port, transport))
+        signatures.iter().filter(|own| (own.2, own.3) == (port, transport)).count()
     };
-    let accepts: Vec<_> = of_form(input, "INPUT")
+    let (accepts, others): (Vec<_>, Vec<_>) = of_form(input, "INPUT")
         .into_iter()
-        .filter(|(_, _, port, transport, _)| signed(*port, *transport))
-        .collect();
+        .filter(|(_, _, port, transport, _)| signed(*port, *transport) > 0)
+        .partition(|(_, _, port, transport, nth)| *nth < signed(*port, *transport));
     let give =
         |chain: &'static str, found: &(usize, &Rule, u16, Transport, usize), opens| ForeignRule {
             family,
@@ -170,7 +182,7 @@ fn in_table(table: &Table, family: Family, backend: Backend) -> Vec<ForeignRule>
         rules.push(give("INPUT", found, opens));
     }
     rules.extend(signatures.iter().map(|found| give("OUTPUT", found, None)));
-    rules
+    ForeignRules { rules, spared: others.iter().map(|found| give("INPUT", found, None)).collect() }
 }
 
 /// How a rule's conditions stand to new connections from anywhere to a port.
@@ -280,7 +292,7 @@ mod tests {
     }
 
     fn found(policy: &str, rules: &[&str]) -> Vec<ForeignRule> {
-        in_table(&table(policy, rules), Family::V4, Backend::Legacy)
+        in_table(&table(policy, rules), Family::V4, Backend::Legacy).rules
     }
 
     const ACCEPT: &str = "INPUT -p tcp -m tcp --dport 80 -j ACCEPT";
@@ -309,7 +321,8 @@ mod tests {
     #[track_caller]
     fn closes(policy: &str, rules: &[&str], want: Option<&str>) {
         let mut rules = rules.to_vec();
-        rules.push(SIGN);
+        let own = rules.iter().filter(|rule| **rule == ACCEPT).count();
+        rules.extend(vec![SIGN; own]);
         let opens = found(policy, &rules)[0].opens.clone();
         assert_eq!(opens.is_some(), want.is_some(), "{opens:?}");
         let said = opens.unwrap_or_default();
@@ -334,9 +347,21 @@ mod tests {
     }
 
     #[test]
+    fn more_of_its_form_than_it_signed_may_be_an_admins() {
+        let table = table("DROP", &[ACCEPT, "INPUT -j LOG", ACCEPT, SIGN]);
+        let ForeignRules { rules, spared } = in_table(&table, Family::V4, Backend::Legacy);
+        // Of the same words, and the one at the head goes.
+        let places: Vec<usize> =
+            places(&table, &[&rules[0]]).into_iter().map(|(_, place, _)| place).collect();
+        assert_eq!((rules.len(), places), (2, vec![1]));
+        assert_eq!(rules[0].opens, None, "the other keeps the port open");
+        assert_eq!(spared.iter().map(|rule| rule.nth).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
     fn of_several_alike_the_chosen_one_goes() {
         let table = table("ACCEPT", &[ACCEPT, "INPUT -j LOG", ACCEPT, SIGN, SIGN]);
-        let rules = in_table(&table, Family::V4, Backend::Legacy);
+        let rules = in_table(&table, Family::V4, Backend::Legacy).rules;
         assert_eq!(rules.len(), 4);
         let where_are = |wanted: &[&ForeignRule]| -> Vec<(&str, usize)> {
             places(&table, wanted).into_iter().map(|(chain, place, _)| (chain, place)).collect()

@@ -24,7 +24,7 @@ use std::{
 
 pub use clean::{clean, clean_port};
 pub(super) use clean::{clean_left, is_anything_here};
-pub use foreign::{ForeignRule, foreign, remove_foreign};
+pub use foreign::{ForeignRule, ForeignRules, foreign, remove_foreign};
 pub use installed::Installed;
 pub use rules::Family;
 pub use tool::Backend;
