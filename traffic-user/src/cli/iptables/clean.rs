@@ -35,11 +35,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
-    // Not under the feet of a daemon, which would put them back.
-    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns(None)?) };
+    // A daemon neither has these nor puts them back.
     if args.foreign {
         return foreign(common, args);
     }
+    // Not under the feet of a daemon, which would put them back.
+    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns(None)?) };
     let said = match args.port {
         Some(port) => rules_of(port, args.dry_run)?,
         None => meter::clean_rules(args.dry_run)?,
