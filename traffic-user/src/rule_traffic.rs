@@ -29,7 +29,8 @@ pub struct PortTraffic {
 ///
 /// # Errors
 ///
-/// When there are rules of ours and they cannot be read.
+/// [`MeterError::Denied`] without the right to list rules; when there are rules of ours and they cannot be
+/// read.
 ///
 /// ```no_run
 /// use traffic_user::{bytes_2_human_readable, calcul_iptables_traffic};

@@ -17,6 +17,8 @@ use crate::{
 
 pub(super) fn run(common: &Common) -> Result<ExitCode> {
     let Some(report) = installed(&common.pins)? else {
+        // Whoever may not list rules is told that, and not that there are none.
+        meter::rules_installed()?;
         bail!(
             "nothing is counted under {}\n  remedy: start `traffic run --persist`, or see a run without it by `traffic run --output json`",
             common.pins.display()

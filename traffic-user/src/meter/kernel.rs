@@ -325,34 +325,32 @@ pub fn try_all(cgroup: Option<&Path>) -> Vec<Trial> {
 ///
 /// # Errors
 ///
-/// When it is there and cannot be read. Rules that this user may not list are taken for absent: nobody
-/// but root can leave any.
+/// When it is there and cannot be read. Rules that this user may not list are taken for absent here; whoever
+/// says so asks [`rules_installed`].
 pub fn installed(pins: &Path) -> Result<Option<(Snapshot, Vec<Device>)>, MeterError> {
     if let Some(pinned) = Pinned::open(pins)? {
         return Ok(Some((pinned.read()?, pinned.devices()?)));
     }
-    Ok(rules_installed()?.map(|snapshot| (snapshot, Vec::new())))
+    match rules_installed() {
+        Err(MeterError::Denied { .. }) => Ok(None),
+        rules => Ok(rules?.map(|snapshot| (snapshot, Vec::new()))),
+    }
 }
 
 /// What rules of ours count, whoever set them, read once.
 ///
 /// # Errors
 ///
-/// As [`installed`].
+/// [`MeterError::Denied`] when this user may not list rules, so that nobody knows; and when they are there
+/// and cannot be read.
 pub fn rules_installed() -> Result<Option<Snapshot>, MeterError> {
-    let read = || -> Result<Option<Snapshot>, MeterError> {
-        if let Some(rules) = or_no_tool(nft::Installed::open())? {
-            return rules.read().map(Some);
-        }
-        if let Some(rules) = or_no_tool(nft::Installed::open_former())? {
-            return rules.read().map(Some);
-        }
-        or_no_tool(iptables::Installed::open())?.map(|rules| rules.read()).transpose()
-    };
-    match read() {
-        Err(MeterError::Denied { .. }) => Ok(None),
-        read => read,
+    if let Some(rules) = or_no_tool(nft::Installed::open())? {
+        return rules.read().map(Some);
     }
+    if let Some(rules) = or_no_tool(nft::Installed::open_former())? {
+        return rules.read().map(Some);
+    }
+    or_no_tool(iptables::Installed::open())?.map(|rules| rules.read()).transpose()
 }
 
 /// Without the tools that set rules, or the kernel's part for them, there are none.

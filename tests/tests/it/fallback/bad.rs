@@ -142,6 +142,30 @@ fn rules_that_no_tool_is_there_to_take_off_are_not_said_to_be_gone() {
 }
 
 #[test]
+fn rules_that_a_user_may_not_list_are_not_said_to_be_none() {
+    needs!();
+    need!(Tool("setpriv"));
+    let (site, lab) = (Site::new(), Lab::new());
+    for meter in METERS {
+        run(&site, &lab, meter, &["--ports", "5000/udp", "--persist"]).stop();
+        for args in [
+            &["iptables"][..],
+            &["iptables", "user", "--no-proxy"],
+            &["iptables", "total", "--json"],
+            &["--pins", "/nonexistent/pins", "dump"],
+        ] {
+            let program = site.traffic(&lab.host, &[]).get_program().to_owned();
+            let mut command = lab.host.command("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+            let answer = Answer::of(command.arg(program).args(args));
+            assert_eq!(answer.code, Some(2), "{args:?}: {}", answer.stdout);
+            assert!(answer.stderr.contains("CAP_NET_ADMIN"), "{args:?}: {}", answer.stderr);
+        }
+        site.run(&lab.host, &["clean"]);
+    }
+}
+
+#[test]
 fn what_has_our_name_and_is_not_ours_is_named_and_left_alone() {
     needs!();
     let (site, lab) = (Site::new(), Lab::new());
