@@ -352,6 +352,19 @@ fn the_verb_shows_ports_users_and_totals_in_every_form() {
         assert_eq!((&web["group"], &web["split"]), (&"web".into(), &"together".into()), "{meter}");
         assert_eq!(web["input_bytes"], 3 * DATAGRAM4, "{meter}: {web}");
         assert_eq!(web["users"], serde_json::json!([]), "{meter}: without a proxy nobody is known");
+        // The inbound is of TCP alone, and its port is counted with both.
+        let config = site.state.join("proxy.json");
+        let text = r#"{"inbounds": [{"port": 8080, "protocol": "vmess", "tag": "vm", "settings":
+            {"clients": [{"id": "23ad6b10-8d1a-40f7-8ad0-e3e35cd38297", "email": "alice"}]}}]}"#;
+        fs::write(&config, text).expect("write a config");
+        let config = config.to_str().expect("a path of ours is text");
+        let named = ["user", "--json", "--proxy-config", config];
+        let users = iptables(&site, &lab, &named).json();
+        let own =
+            users["users"].as_array().expect("rows").iter().find(|row| row["ports"] == "8080");
+        let own = own.unwrap_or_else(|| panic!("{meter}: {users}"));
+        assert_eq!(own["users"], serde_json::json!(["alice"]), "{meter}: {own}");
+        assert_eq!(own["input_bytes"], 2 * DATAGRAM6, "{meter}: {own}");
         let csv = iptables(&site, &lab, &["port", "--csv"]).stdout;
         let line = format!("\"5000\",\"udp\",\"web\",{},0,3,0", 3 * DATAGRAM4);
         assert_eq!(csv.lines().nth(1), Some(line.as_str()), "{meter}: {csv}");

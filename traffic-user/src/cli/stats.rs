@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::{Common, dump, host, print, proxy::ProxyArgs, summary};
 use crate::{
-    accounting::{attribute::once, report::Dump},
+    accounting::{attribute::once, proxy::Inbound, reading::Snapshot, report::Dump},
     config::interval,
     daemon::{ProxyPlace, Question, api_document, api_report, ask, joined, online, unix_time},
     meter::{
@@ -145,6 +145,7 @@ fn alone(common: &Common, place: &ProxyPlace, kernel: Option<&Dump>) -> Result<D
         Some(address) => poll(ProxyMeter::new(address))?,
     };
     let snapshot = kernel.map(|kernel| &kernel.snapshot);
+    let inbounds = counted(inbounds, snapshot);
     let merge = once(snapshot, latest.snapshot.as_deref(), &inbounds, &uncounted);
     let host = host();
     let since = snapshot.and_then(|snapshot| snapshot.since);
@@ -160,6 +161,23 @@ fn alone(common: &Common, place: &ProxyPlace, kernel: Option<&Dump>) -> Result<D
             events: Vec::new(),
         },
     ))
+}
+
+/// Inbounds with the group that counts them: where none has exactly their ports, one that holds them all, as
+/// `--ports 5000` counts an inbound of TCP.
+fn counted(inbounds: Vec<Inbound>, kernel: Option<&Snapshot>) -> Vec<Inbound> {
+    let groups = || {
+        let groups = kernel.into_iter().flat_map(|kernel| kernel.groups.iter());
+        groups.filter(|reading| reading.watched).map(|reading| &*reading.group)
+    };
+    let by = |inbound: Inbound| {
+        let same = groups().find(|group| group.same_ports(&inbound.group));
+        match same.or_else(|| groups().find(|group| group.covers(&inbound.group))) {
+            Some(group) => Inbound { group: group.clone(), ..inbound },
+            None => inbound,
+        }
+    };
+    inbounds.into_iter().map(by).collect()
 }
 
 /// Asks an API once.
@@ -183,4 +201,48 @@ pub(super) fn poll(mut meter: ProxyMeter) -> Result<Latest> {
         snapshot: snapshot.map(Into::into),
         online: online.map(Into::into),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounting::{
+        ident::Group,
+        proxy::Users,
+        reading::{Coverage, Epoch, GroupReading, Lanes, Layer, Window},
+    };
+
+    #[test]
+    fn an_inbound_is_counted_by_its_own_group_or_by_one_that_holds_it() {
+        let group = |text: &str| text.parse::<Group>().unwrap();
+        let readings = [("5000", true), ("6000-6009/tcp", true), ("7000", false), ("80/udp", true)];
+        let readings = readings.map(|(text, watched)| GroupReading {
+            group: std::sync::Arc::new(group(text)),
+            lanes: Lanes::default(),
+            watched,
+        });
+        let snapshot = Snapshot {
+            meter: "nft",
+            layer: Layer::L3Skb,
+            epoch: Epoch(7),
+            since: None,
+            window: Window { begin: 0, end: 0 },
+            coverage: Coverage::Complete,
+            groups: readings.into(),
+            skipped: None,
+        };
+        for (inbound, by) in [
+            ("5000/tcp=vm", "5000"),
+            ("5000=vm", "5000"),
+            ("6001/tcp", "6000-6009/tcp"),
+            ("6001/udp", "6001/udp"),
+            ("7000/tcp", "7000/tcp"),
+            ("80/tcp", "80/tcp"),
+        ] {
+            let users = Users::default();
+            let of = Inbound { group: group(inbound), tag: None, protocol: "vmess".into(), users };
+            let of = counted(vec![of], Some(&snapshot)).remove(0);
+            assert_eq!(of.group, group(by), "{inbound}");
+        }
+    }
 }
