@@ -166,6 +166,29 @@ fn rules_that_a_user_may_not_list_are_not_said_to_be_none() {
 }
 
 #[test]
+fn a_back_end_that_may_not_be_looked_into_gets_no_rules_in_the_other_beside_it() {
+    needs!();
+    need!(Tool("setpriv"), Tool("iptables-legacy"));
+    let (site, lab) = (Site::new(), Lab::new());
+    lab.sh("nft flush ruleset; iptables-legacy -A INPUT -p tcp --dport 22 -j ACCEPT");
+    let args = ["--ports", "5000/udp", "--persist"];
+    run(&site, &lab, "iptables", &args).stop();
+    let before = lab.rules();
+    assert!(before.contains("-A TRAFFIC_IN"), "in the older back end: {before}");
+    let verb = ["run", "--no-proxy", "--meter", "iptables", "--count", "1"];
+    for verb in [&[&verb[..], &args].concat()[..], &["iptables"]] {
+        let inner = site.traffic(&lab.host, verb);
+        let mut outer = lab.host.command("setpriv");
+        outer.args(["--bounding-set", "-all,+net_admin,+dac_override"]);
+        let answer = Answer::of(outer.arg(inner.get_program()).args(inner.get_args()));
+        assert_eq!(answer.code, Some(2), "{verb:?}: {}", answer.stdout);
+        assert!(answer.stderr.contains("CAP_NET_RAW is missing"), "{verb:?}: {}", answer.stderr);
+    }
+    assert_eq!(lab.rules(), before);
+    site.run(&lab.host, &["clean"]);
+}
+
+#[test]
 fn what_has_our_name_and_is_not_ours_is_named_and_left_alone() {
     needs!();
     let (site, lab) = (Site::new(), Lab::new());

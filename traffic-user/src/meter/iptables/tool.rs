@@ -171,7 +171,10 @@ impl Tool {
             let tool = format!("iptables ({})", self.backend.name());
             MeterError::Locked { doing, tool, seconds: WAIT_SECONDS }
         } else if denied || has("Permission denied") || has("you must be root") {
-            MeterError::Denied { doing, capability: "CAP_NET_ADMIN".to_owned() }
+            // The programs of the older back end open a raw socket besides.
+            let raw = !denied && self.backend == Backend::Legacy;
+            let capability = if raw { "CAP_NET_RAW" } else { "CAP_NET_ADMIN" };
+            MeterError::Denied { doing, capability: capability.to_owned() }
         } else if has("load match") || has("missing kernel module") || has("No chain/target/match")
         {
             MeterError::Unsupported { feature: "the meter iptables", reason: shown_long(words) }
@@ -257,19 +260,24 @@ fn pick(legacy: Seen, nft: Seen, usual: Option<Backend>) -> Option<Backend> {
 ///
 /// # Errors
 ///
-/// [`MeterError::NoTool`] when one is not installed.
+/// [`MeterError::NoTool`] when one is not installed; [`MeterError::Denied`] when a back end has tables that
+/// may not be listed.
 pub(super) fn choose() -> Result<Vec<Tool>, MeterError> {
     let all = all();
     let seen = |backend| {
         let mut seen = Seen::default();
         for tool in all.iter().filter(|tool| tool.backend == backend) {
             seen.installed = true;
-            seen.ours |= tool.ours().is_ok_and(|ours| !ours.is_empty());
+            seen.ours |= match tool.ours() {
+                // What nobody may look at may be ours, and others beside it would count the same.
+                Err(error @ MeterError::Denied { .. }) => return Err(error),
+                ours => ours.is_ok_and(|ours| !ours.is_empty()),
+            };
             seen.filled |= tool.is_filled();
         }
-        seen
+        Ok(seen)
     };
-    let chosen = pick(seen(Backend::Legacy), seen(Backend::Nft), plain(Family::V4));
+    let chosen = pick(seen(Backend::Legacy)?, seen(Backend::Nft)?, plain(Family::V4));
     let wanted = families().map(|family| {
         let tool = all.iter().find(|tool| tool.family == family && Some(tool.backend) == chosen);
         let tools = match family {
