@@ -62,9 +62,10 @@ pub fn slots() -> u32 {
     unsafe { core::ptr::read_volatile(&raw const SLOTS) }
 }
 
-/// Whether this hook can be interrupted on its own CPU by itself.
+/// Whether what passes this hook in a direction can be interrupted on its own CPU by more of it.
 #[inline(always)]
-pub fn atomic() -> bool {
+pub fn atomic(direction: u8) -> bool {
     // SAFETY: as in `slots`.
-    unsafe { core::ptr::read_volatile(&raw const ATOMIC) != 0 }
+    let directions = unsafe { core::ptr::read_volatile(&raw const ATOMIC) };
+    directions & 1 << direction != 0
 }
