@@ -154,6 +154,17 @@ impl Processors {
         pin(self.measuring)
     }
 
+    /// Has what a device of a namespace receives worked off on the one that is measured on.
+    pub(super) fn receive_from(self, ns: &NetNs, device: &str) {
+        // A word for 32 processors, the highest first.
+        let mask =
+            format!("{:x}{}", 1u32 << (self.measuring % 32), ",0".repeat(self.measuring / 32));
+        let file = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
+        // The files of a namespace are in a mount of its own.
+        let script = format!("mount -t sysfs sysfs /sys && echo {mask} > {file}");
+        ns.sh(&["unshare", "--mount", "sh", "-c", &script]);
+    }
+
     /// Binds this thread to the other, and with it what it starts: what a removed rule leaves for a
     /// kernel thread to do is done there too.
     pub(super) fn step_aside(self) -> Result<()> {
