@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use traffic_user::meter::{
+    Before,
     ebpf::{EbpfMeter, Hook},
     iptables::IptablesMeter,
     nft::NftMeter,
@@ -163,7 +164,7 @@ fn nft_meter(plan: &Plan, count: u16, rounds: &mut Rounds<Cell>) -> Result<()> {
     let groups = ways::groups(&ports(count))?;
     for round in 0..plan.listing_rounds {
         let begin = Instant::now();
-        let mut meter = NftMeter::start(&groups, false, None)?;
+        let mut meter = NftMeter::start(&groups, false, Before::default())?;
         rounds.record((Way::NftStart, count), round, begin.elapsed().as_secs_f64() * 1e6);
         let reading = repeated(plan.reading_time, || {
             let snapshot = meter.read()?;
@@ -179,7 +180,7 @@ fn iptables_meter(plan: &Plan, count: u16, rounds: &mut Rounds<Cell>) -> Result<
     let groups = ways::groups(&ports(count))?;
     for round in 0..plan.listing_rounds {
         let begin = Instant::now();
-        let mut meter = IptablesMeter::start(&groups, false, None)?;
+        let mut meter = IptablesMeter::start(&groups, false, Before::default())?;
         rounds.record((Way::IptablesStart, count), round, begin.elapsed().as_secs_f64() * 1e6);
         let reading = repeated(plan.reading_time, || {
             let snapshot = meter.read()?;

@@ -7,6 +7,7 @@ use traffic_ebpf::abi::PARTS;
 use traffic_user::{
     accounting::ident::{Group, Groups, Transport},
     meter::{
+        Before,
         devices::Choice,
         ebpf::{EbpfMeter, Hook, Options},
         iptables::IptablesMeter,
@@ -83,13 +84,15 @@ impl Way {
             Self::Tcx => ours(lab, ports, Hook::Tcx, cgroup),
             Self::Tc => ours(lab, ports, Hook::Tc, cgroup),
             Self::Cgroup => ours(lab, ports, Hook::Cgroup, cgroup),
-            Self::NftMeter => {
-                Ok(Installed::OursNft(Box::new(NftMeter::start(&groups(ports)?, false, None)?)))
-            }
+            Self::NftMeter => Ok(Installed::OursNft(Box::new(NftMeter::start(
+                &groups(ports)?,
+                false,
+                Before::default(),
+            )?))),
             Self::IptablesMeter => {
                 // Where the host's rules are, there are ours.
                 lab::run(&["iptables-nft-restore"], "*filter\n:BENCH - [0:0]\nCOMMIT\n")?;
-                let meter = IptablesMeter::start(&groups(ports)?, false, None)?;
+                let meter = IptablesMeter::start(&groups(ports)?, false, Before::default())?;
                 Ok(Installed::OursIptables(Box::new(meter)))
             }
             Self::NftRule => nft(rules::nft_rule(ports.last().copied().unwrap_or(1))),
@@ -214,6 +217,7 @@ pub(super) fn options(hook: Hook, cgroup: &Path) -> Options {
         // Nothing is pinned, and nothing that others pinned is looked at.
         pins: format!("/sys/fs/bpf/traffic-bench-{}", std::process::id()).into(),
         log: false,
+        gap: false,
     }
 }
 

@@ -19,6 +19,7 @@ use traffic_user::{
         reading::{Coverage, Lane, Layer, Snapshot, Traffic},
     },
     meter::{
+        Before,
         MeterError,
         iptables::{self, Backend, ForeignRules, Installed, IptablesMeter},
     },
@@ -98,7 +99,7 @@ impl Site {
 
     fn start(&self, groups: &str, persist: bool) -> Result<IptablesMeter, MeterError> {
         let groups = parse(groups);
-        self.here.ns.run(|| IptablesMeter::start(&groups, persist, None))
+        self.here.ns.run(|| IptablesMeter::start(&groups, persist, Before::default()))
     }
 
     fn read(&self, meter: &mut IptablesMeter) -> Snapshot {

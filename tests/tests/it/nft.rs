@@ -21,7 +21,7 @@ use traffic_user::{
         reading::{Coverage, Layer, Snapshot, Traffic},
     },
     meter::{
-        MeterError,
+        Before, MeterError,
         nft::{self, Installed, NftMeter},
     },
 };
@@ -49,7 +49,8 @@ impl Host {
     }
 
     fn start_from(&mut self, list: &str, persist: bool, booked: Option<&Snapshot>) {
-        let started = self.here.ns.run(|| NftMeter::start(&groups(list), persist, booked));
+        let before = Before { booked, gap: false };
+        let started = self.here.ns.run(|| NftMeter::start(&groups(list), persist, before));
         self.meter = Some(started.expect("start the meter"));
     }
 
@@ -317,7 +318,7 @@ fn rules_that_persist_count_without_a_daemon_and_are_taken_over() {
     let dump = ns.run(|| Installed::open().unwrap().unwrap().read().unwrap());
     assert_eq!((dump.epoch, of(&dump, "5000")), (epoch, both_ways(300, 3)));
     // A run without --persist leaves them alone.
-    let refused = ns.run(|| NftMeter::start(&groups("5000"), false, None).err());
+    let refused = ns.run(|| NftMeter::start(&groups("5000"), false, Before::default()).err());
     assert!(matches!(refused, Some(MeterError::OtherRules { .. })), "{refused:?}");
     host.start("5000,6000=other;\"name\",7000", true);
     host.exchange(5000, 1);
@@ -488,8 +489,9 @@ fn rules_of_others_stay_byte_for_byte_as_they_are() {
         let list = || ns.sh(&["nft", "-a", "list", "ruleset"]);
         let before = list();
         let theirs = || list().split("table ip traffic").next().unwrap_or_default().to_owned();
-        let mut meter =
-            ns.run(|| NftMeter::start(&groups("443,20000-20100/udp"), true, None)).unwrap();
+        let mut meter = ns
+            .run(|| NftMeter::start(&groups("443,20000-20100/udp"), true, Before::default()))
+            .unwrap();
         prop_assert_eq!(&theirs(), &before);
         ns.run(|| meter.watch(&groups("443,8443/tcp,30000-33000"))).unwrap();
         prop_assert_eq!(&theirs(), &before);

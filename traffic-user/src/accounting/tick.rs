@@ -34,19 +34,20 @@ use std::collections::{HashMap, HashSet};
 use super::{
     anomaly::Anomaly,
     attribute::Merge,
-    delta::{Deltas, First, Seam, diff},
+    delta::{Deltas, First, diff},
     frame::Frame,
     ident::Group,
     payload::{self, Kept, PayloadDeltas, Polls},
-    proxy::{CounterName, Payload, ProxySnapshot, Subject as Counted},
-    reading::{Coverage, Lane, Layer, Snapshot, Traffic},
+    proxy::{CounterName, Payload, ProxySnapshot},
+    reading::{Coverage, Layer, Snapshot, Traffic},
     relay::{Devices, Relay, Relayed},
-    subject::{GroupKey, Subject},
+    subject::Subject,
     usage::{Entry, Event, Usage},
     zeros::Zeros,
 };
 
 mod events;
+mod owed;
 
 const NANOS: i128 = 1_000_000_000;
 /// Bytes that may lie in the sockets of a proxy, neither counted by it nor passed on.
@@ -69,6 +70,9 @@ pub struct Cursors {
     pub devices: Option<Devices>,
     /// Where groups that were reset begin for people.
     pub zeros: Zeros,
+    /// The boot of the host in which the counters were left to go on without a process; `None` when they go
+    /// with it.
+    pub left: Option<u64>,
 }
 
 /// The last poll of a proxy, and in which life of the host it was.
@@ -139,6 +143,7 @@ pub struct State {
     merge: Merge,
     relay: Relay,
     zeros: Zeros,
+    left: Option<u64>,
     layer: Option<Layer>,
     owed: HashMap<(Subject, Layer), Owed>,
     events: Vec<Event>,
@@ -177,6 +182,7 @@ impl State {
             former,
             relay: Relay::resumed(cursors.devices),
             zeros: cursors.zeros,
+            left: cursors.left,
             ..Self::default()
         }
     }
@@ -316,6 +322,7 @@ impl State {
             proxy: polled.or_else(|| self.former.clone()),
             devices: self.relay.last().cloned(),
             zeros: self.zeros.clone(),
+            left: self.left,
         }
     }
 
@@ -337,6 +344,26 @@ impl State {
         let read_last =
             |snapshot: &&Snapshot| self.active.is_empty() || self.active.contains(&snapshot.meter);
         self.frame.snapshots().iter().filter(read_last).collect()
+    }
+
+    /// Readings of counters that were left to go on without a process in this boot of the host, so that they
+    /// must still be there.
+    pub fn left(&self) -> Vec<&Snapshot> {
+        if self.left == Some(self.boot) { self.unfinished() } else { Vec::new() }
+    }
+
+    /// Takes note of whether the counters go on when this process ends.
+    pub fn leave(&mut self, persist: bool) {
+        self.left = persist.then_some(self.boot);
+    }
+
+    /// Takes note that counters which were left to go on are gone. `at` is nanoseconds of Unix time. Gives
+    /// that for people.
+    pub fn left_is_gone(&mut self, meter: &str, since: i128, at: i128) -> String {
+        let event = events::gone(at, meter, since);
+        let what = event.what.clone();
+        self.note(event);
+        what
     }
 
     /// Whose bytes they were.
@@ -464,47 +491,6 @@ impl State {
         }
     }
 
-    fn book_kernel(&mut self, deltas: &Deltas) {
-        let (layer, coverage) = (deltas.layer, deltas.coverage);
-        // What was lost is told of whoever may have lost it, though nothing was counted yet.
-        let lost = coverage == Coverage::Gap && deltas.seam != Seam::Same;
-        for delta in &deltas.groups {
-            let total = delta.lanes.total();
-            if total == Traffic::default() && !lost {
-                continue;
-            }
-            let key = GroupKey::of(&delta.group);
-            for lane in Lane::ALL {
-                let subject = Subject::Lane(key.clone(), lane);
-                self.owe(subject, layer, *delta.lanes.lane(lane), coverage);
-            }
-            let name = delta.group.name().map(Into::into);
-            let owed = if lost {
-                Some(self.owe_gap(Subject::Group(key), layer, total))
-            } else {
-                self.owe(Subject::Group(key), layer, total, coverage)
-            };
-            if let Some(owed) = owed {
-                owed.name = name;
-            }
-        }
-        if lost {
-            self.owe_gap(Subject::Host, layer, Traffic::default());
-        }
-        if let Some(skipped) = deltas.skipped {
-            let seen = [skipped.unwatched, skipped.fragment, skipped.other, skipped.malformed];
-            let host = seen.into_iter().sum::<Traffic>().plus(deltas.total());
-            self.owe(Subject::Host, layer, host, coverage);
-            self.owe(Subject::Relay, layer, skipped.unwatched, coverage);
-        } else if layer == Layer::L3Skb {
-            // Rules see their own ports and nothing else: the host is at least that. Packets beside them are
-            // not known.
-            let Traffic { input_bytes, output_bytes, .. } = deltas.total();
-            let host = bytes(input_bytes, output_bytes);
-            self.owe(Subject::Host, layer, host, coverage.max(Coverage::Estimated));
-        }
-    }
-
     /// Books what the devices moved beside the groups, where the meter sees these alone.
     fn follow_devices(&mut self, devices: Option<&Devices>, kernel: &[Deltas]) -> Option<Relayed> {
         let relayed = match kernel {
@@ -523,62 +509,11 @@ impl State {
         relayed
     }
 
-    fn book_payload(&mut self, payload: &PayloadDeltas) {
-        for (subject, charge) in &payload.charges {
-            if let Counted::User(email) = subject {
-                let traffic = bytes(charge.uplink, charge.downlink);
-                let user = Subject::User(email.clone());
-                self.owe(user, Layer::Payload, traffic, payload.coverage);
-            }
-        }
-        for subject in payload.losers() {
-            if let Counted::User(email) = subject {
-                self.owe_gap(Subject::User(email.clone()), Layer::Payload, Traffic::default());
-            }
-        }
-    }
-
-    fn book_shares(&mut self) {
-        let Some(layer) = self.layer else { return };
-        for (email, wire) in self.merge.take_drawn() {
-            let traffic = bytes(wire.input, wire.output);
-            self.owe(Subject::User(email), layer, traffic, Coverage::Complete);
-        }
-    }
-
-    fn owe(
-        &mut self,
-        subject: Subject,
-        layer: Layer,
-        traffic: Traffic,
-        coverage: Coverage,
-    ) -> Option<&mut Owed> {
-        if traffic == Traffic::default() {
-            return None;
-        }
-        let owed = self.owed.entry((subject, layer)).or_default();
-        owed.traffic = owed.traffic.plus(traffic);
-        owed.coverage = owed.coverage.max(coverage);
-        Some(owed)
-    }
-
-    /// Owes what may be less than what passed, be it nothing.
-    fn owe_gap(&mut self, subject: Subject, layer: Layer, traffic: Traffic) -> &mut Owed {
-        let owed = self.owed.entry((subject, layer)).or_default();
-        owed.traffic = owed.traffic.plus(traffic);
-        owed.coverage = Coverage::Gap;
-        owed
-    }
-
     fn note_all(&mut self, events: Vec<Event>) {
         for event in events {
             self.note(event);
         }
     }
-}
-
-const fn bytes(input_bytes: u64, output_bytes: u64) -> Traffic {
-    Traffic { input_bytes, output_bytes, input_packets: 0, output_packets: 0 }
 }
 
 #[cfg(test)]

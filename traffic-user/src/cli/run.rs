@@ -22,7 +22,7 @@ use crate::{
     fault,
     ledger::{self, LedgerError},
     meter::{
-        Lock, Meter, MeterError, Options,
+        self, Lock, Meter, MeterError, Options,
         devices::{Facts, Wanted, choose},
         host::{boot_id, missing_capabilities},
         listening::listening,
@@ -167,10 +167,8 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     let groups = if listeners { Groups::new(listening()?, MOST_GROUPS)? } else { asked };
     check_devices(&live.wanted)?;
     let persist = args.persist || config.persist == Some(true);
-    let options =
-        Options { kind, cgroup, persist, pins: common.pins.clone(), log: args.log_packets };
     // Before anything counts, so that a ledger that cannot be used leaves nothing behind.
-    let (state, books) = match &state_lock {
+    let (mut state, books) = match &state_lock {
         Some(_) => {
             let opened = Books::open(&common.state, live.ledger.clone(), begin);
             let (books, state) = opened.map_err(or_without_ledger)?;
@@ -187,7 +185,20 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         let _inside = runtime.enter();
         Signals::listen(persist).context("cannot listen for signals")?
     };
+    let gone = meter::gone(&common.pins, &state.left()).map(|left| (left.meter, left.window.end));
+    let options = Options {
+        kind,
+        cgroup,
+        persist,
+        pins: common.pins.clone(),
+        log: args.log_packets,
+        gap: gone.is_some(),
+    };
     let meter = Meter::start(&options, &groups, &state.unfinished())?;
+    if let Some((meter, since)) = gone {
+        tracing::warn!("{}", state.left_is_gone(meter, since, unix_time()));
+    }
+    state.leave(persist);
     fault::signal_at("meter started");
     if let Some(proxy) = &mut proxy
         && let Err(error) = proxy.watch()

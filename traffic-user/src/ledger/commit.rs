@@ -252,6 +252,7 @@ const ACTIVE: &str = "active";
 const PROXY: &str = "proxy";
 const DEVICES: &str = "devices";
 const ZEROS: &str = "zeros";
+const LEFT: &str = "left";
 
 fn write_cursors(db: &Connection, known: &mut Known, cursors: &Cursors) -> rusqlite::Result<()> {
     let unwritable = |error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
@@ -272,6 +273,10 @@ fn write_cursors(db: &Connection, known: &mut Known, cursors: &Cursors) -> rusql
     match &cursors.zeros {
         zeros if zeros.0.is_empty() => remove(ZEROS)?,
         zeros => write(ZEROS, &codec::write_zeros(zeros).map_err(unwritable)?)?,
+    };
+    match cursors.left {
+        Some(boot) => write(LEFT, &boot.to_be_bytes())?,
+        None => remove(LEFT)?,
     };
     let Some(proxy) = &cursors.proxy else { return Ok(()) };
     for counter in &proxy.kept.counters {
@@ -310,5 +315,6 @@ pub(super) fn cursors(db: &Connection) -> rusqlite::Result<Cursors> {
     let devices = read(DEVICES)?.and_then(|value| codec::read_devices(&value));
     let zeros = read(ZEROS)?.map(|value| codec::read_zeros(&value)).unwrap_or_default();
     let active = active.split(' ').filter_map(codec::meter).collect();
-    Ok(Cursors { kernel, active, proxy, devices, zeros })
+    let left = read(LEFT)?.and_then(|value| value.try_into().ok()).map(u64::from_be_bytes);
+    Ok(Cursors { kernel, active, proxy, devices, zeros, left })
 }

@@ -33,13 +33,24 @@ pub struct Options {
     pub pins: PathBuf,
     /// Log each packet; eBPF only.
     pub log: bool,
+    /// Whether what an earlier run left to count is [`gone`], so that a new epoch begins with a gap.
+    pub gap: bool,
 }
 
 impl Options {
     fn ebpf(&self, hook: Option<Hook>) -> ebpf::Options {
-        let Self { kind: _, cgroup, persist, pins, log } = self.clone();
-        ebpf::Options { hook, cgroup, persist, pins, log }
+        let Self { kind: _, cgroup, persist, pins, log, gap } = self.clone();
+        ebpf::Options { hook, cgroup, persist, pins, log, gap }
     }
+}
+
+/// What was there before rules begin to count.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Before<'a> {
+    /// What was last made use of, of this kind of meter.
+    pub booked: Option<&'a Snapshot>,
+    /// Whether what an earlier run left to count is gone.
+    pub gap: bool,
 }
 
 /// A running meter of the kernel's bytes.
@@ -226,12 +237,13 @@ impl Source {
     ) -> Result<Self, MeterError> {
         let persist = options.persist;
         let booked = booked.iter().find(|booked| booked.meter == kind.name()).copied();
+        let before = Before { booked, gap: options.gap };
         Ok(match kind {
             MeterKind::Ebpf(hook) => {
                 Self::Ebpf(Box::new(EbpfMeter::start(&options.ebpf(Some(hook)), groups)?))
             }
-            MeterKind::Nft => Self::Nft(NftMeter::start(groups, persist, booked)?),
-            MeterKind::Iptables => Self::Iptables(IptablesMeter::start(groups, persist, booked)?),
+            MeterKind::Nft => Self::Nft(NftMeter::start(groups, persist, before)?),
+            MeterKind::Iptables => Self::Iptables(IptablesMeter::start(groups, persist, before)?),
         })
     }
 
@@ -319,6 +331,22 @@ pub fn try_all(cgroup: Option<&Path>) -> Vec<Trial> {
     trials.push((MeterKind::Nft, nft::try_here()));
     trials.push((MeterKind::Iptables, iptables::try_here()));
     trials
+}
+
+/// The first of these readings whose counters, which were left to go on without a process, are not there any
+/// more. Those that nobody may look at are taken for there: the start says what it lacks.
+pub fn gone<'a>(pins: &Path, left: &[&'a Snapshot]) -> Option<&'a Snapshot> {
+    let is_gone = |left: &Snapshot| -> Result<bool, MeterError> {
+        Ok(match left.meter {
+            "nft" => nft::Installed::open()?.is_none() && nft::Installed::open_former()?.is_none(),
+            "iptables" => iptables::Installed::open()?.is_none(),
+            _ => match Pinned::open(pins)? {
+                Some(pinned) => !pinned.is_here()?,
+                None => true,
+            },
+        })
+    };
+    left.iter().copied().find(|left| is_gone(left).unwrap_or(false))
 }
 
 /// What goes on counting without a daemon: pins or rules, read once.

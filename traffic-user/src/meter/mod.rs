@@ -17,7 +17,8 @@ mod takeover;
 pub use error::MeterError;
 pub(crate) use error::chain;
 pub use kernel::{
-    Meter, Options, clean, clean_rules, clean_rules_of, installed, rules_installed, try_all,
+    Before, Meter, Options, clean, clean_rules, clean_rules_of, gone, installed, rules_installed,
+    try_all,
 };
 pub use lock::{Holder, Lock, netns};
 pub use takeover::Handover;

@@ -158,3 +158,67 @@ fn rules_of_an_earlier_boot_are_nobodys() {
         leaks::nothing(&lab.host, &site.pins);
     }
 }
+
+/// What the ledger tells of what was missed.
+fn gaps(site: &Site) -> Vec<String> {
+    let reader = Reader::open(&site.state).expect("open the ledger").expect("a ledger");
+    let events = reader.events(Span::ALL, usize::MAX).expect("ask the ledger");
+    events.into_iter().filter(|event| event.kind == "gap").map(|event| event.what).collect()
+}
+
+#[test]
+fn what_was_left_to_go_on_and_is_gone_is_said() {
+    needs!();
+    need!(Bpf, Object, Tool("tc"));
+    let persist = [&ARGS[..], &["--persist"]].concat();
+    let flush = "nft flush ruleset";
+    for (meter, next) in
+        [("nft", "nft"), ("iptables", "iptables"), ("tcx", "tcx"), ("nft", "tcx"), ("tcx", "nft")]
+    {
+        let what = format!("{meter}, {next}");
+        let (site, lab) = (Site::new(), Lab::new());
+        run(&site, &lab, meter, &persist).stop();
+        let again = run(&site, &lab, meter, &persist).stop();
+        assert_eq!(again.text("coverage"), "complete", "{what}: it is there");
+        assert_eq!(gaps(&site), [""; 0], "{what}");
+        if meter == "tcx" {
+            std::fs::remove_dir_all(&site.pins).expect("remove the pins");
+        } else {
+            lab.sh(flush);
+        }
+        lab.send(false, 5000, 2);
+        let mut daemon = run(&site, &lab, next, &persist);
+        daemon.says(&format!("{meter}: what was left to count is gone"));
+        lab.send(false, 5000, 4);
+        assert_eq!(daemon.fresh().text("coverage"), "gap", "{what}");
+        daemon.stop();
+        let told = gaps(&site);
+        assert_eq!(told.len(), 1, "{what}: {told:?}");
+        assert!(told[0].contains("is not known"), "{what}: {told:?}");
+        let (packets, _) = booked(&site);
+        let counted: u64 = packets.iter().map(|(_, packets)| packets).sum();
+        assert_eq!(counted, 4, "{what}: nobody saw the others");
+        let dump = site.run(&lab.host, &["dump", "--json"]).json();
+        assert_eq!(dump["coverage"], "gap", "{what}: it is said as long as they count");
+
+        // The next one finds what this one left.
+        let mut daemon = run(&site, &lab, next, &persist);
+        daemon.fresh();
+        assert!(!daemon.messages().contains("is gone"), "{what}: {}", daemon.messages());
+        daemon.stop();
+        assert_eq!(gaps(&site).len(), 1, "{what}");
+        site.run(&lab.host, &["clean"]);
+    }
+}
+
+#[test]
+fn what_went_with_its_run_is_not_missed() {
+    needs!();
+    let (site, lab) = (Site::new(), Lab::new());
+    run(&site, &lab, "nft", &ARGS).stop();
+    let mut daemon = run(&site, &lab, "nft", &ARGS);
+    assert_eq!(daemon.fresh().text("coverage"), "complete");
+    assert!(!daemon.messages().contains("is gone"), "{}", daemon.messages());
+    daemon.stop();
+    assert_eq!(gaps(&site), [""; 0]);
+}

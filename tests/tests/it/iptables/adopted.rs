@@ -3,7 +3,10 @@
 use traffic_tests::need;
 use traffic_user::{
     accounting::reading::{Coverage, Lane, Snapshot, Traffic},
-    meter::iptables::{self, Backend, IptablesMeter},
+    meter::{
+        Before,
+        iptables::{self, Backend, IptablesMeter},
+    },
 };
 
 use super::{Site, exchanged, lane, parse};
@@ -11,7 +14,8 @@ use super::{Site, exchanged, lane, parse};
 /// Goes on with rules that were read last when it is booked so.
 fn adopt(site: &Site, groups: &str, booked: &Snapshot) -> IptablesMeter {
     let groups = parse(groups);
-    site.here.ns.run(|| IptablesMeter::start(&groups, true, Some(booked))).expect("adopt")
+    let before = Before { booked: Some(booked), gap: false };
+    site.here.ns.run(|| IptablesMeter::start(&groups, true, before)).expect("adopt")
 }
 
 /// What so many datagrams are in one direction.

@@ -11,7 +11,7 @@ use traffic_tests::{
 };
 use traffic_user::{
     accounting::reading::{Coverage, Lane, Snapshot, Traffic},
-    meter::{iptables::IptablesMeter, nft::NftMeter},
+    meter::{Before, iptables::IptablesMeter, nft::NftMeter},
 };
 
 use super::{Site, lane, parse};
@@ -52,7 +52,8 @@ fn programs_and_rules_of_nft_and_of_iptables_count_the_same() {
     for site in Site::both() {
         without_offloads(&site);
         let ns = &site.here.ns;
-        let mut nft = ns.run(|| NftMeter::start(&parse(list), true, None)).expect("start nft");
+        let mut nft =
+            ns.run(|| NftMeter::start(&parse(list), true, Before::default())).expect("start nft");
         // They are left to go on: the daemon would take off what a killed run left.
         let mut iptables = site.start(list, true).expect("start iptables");
         let folders = Folders::new();

@@ -7,7 +7,10 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use traffic_tests::{load, need, netns::NetNs};
-use traffic_user::meter::iptables::{self, Backend, IptablesMeter};
+use traffic_user::meter::{
+    Before,
+    iptables::{self, Backend, IptablesMeter},
+};
 
 use super::{listed, parse};
 
@@ -84,8 +87,11 @@ fn any_rules_of_others_stay_byte_for_byte_as_they_are() {
                 lines.map(|line| format!("{line}\n")).collect()
             };
             let before = list();
-            let mut meter =
-                ns.run(|| IptablesMeter::start(&parse("443,20000-20100/udp"), true, None)).unwrap();
+            let mut meter = ns
+                .run(|| {
+                    IptablesMeter::start(&parse("443,20000-20100/udp"), true, Before::default())
+                })
+                .unwrap();
             prop_assert_eq!(meter.backend(), backend);
             prop_assert!(list() != before);
             prop_assert_eq!(&theirs(), &before);

@@ -5,7 +5,7 @@ use traffic_tests::{need, netns::NetNs};
 use traffic_user::{
     accounting::reading::{Coverage, Traffic},
     meter::{
-        MeterError,
+        Before, MeterError,
         nft::{self, Installed, NftMeter},
     },
 };
@@ -137,7 +137,7 @@ fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
         ));
         let before = host.rules();
         ns.run(|| {
-            foreign(NftMeter::start(&groups("443"), true, None).err(), &name);
+            foreign(NftMeter::start(&groups("443"), true, Before::default()).err(), &name);
             foreign(Installed::open().err(), &name);
             foreign(nft::clean(false).err(), &name);
             foreign(nft::clean_port(443, false).err(), &name);

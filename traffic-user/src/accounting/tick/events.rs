@@ -66,6 +66,16 @@ pub(super) fn unwatched(at: i128, prev: &Snapshot, next: &Snapshot) -> Event {
     event(at, "unwatched", what)
 }
 
+/// Counters that were left to go on without a process are not there.
+pub(super) fn gone(at: i128, meter: &str, since: i128) -> Event {
+    let what = format!(
+        "{meter}: what was left to count is gone: what passed between {} and {} is not known",
+        time(since),
+        time(at)
+    );
+    event(at, GAP, what)
+}
+
 /// The ledger that knew the last readings is lost.
 pub(super) fn forgotten(at: i128) -> Event {
     let what = format!(

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::{
+    super::{reading::Lane, subject::GroupKey},
     tests::{frame, poll, snapshot},
     *,
 };

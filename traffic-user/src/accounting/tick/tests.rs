@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{
     super::{
-        proxy::{Inbound, Users, Way},
-        reading::{Epoch, GroupReading, Lanes, Skipped, Window},
+        proxy::{Inbound, Subject as Counted, Users, Way},
+        reading::{Epoch, GroupReading, Lane, Lanes, Skipped, Window},
+        subject::GroupKey,
     },
     *,
 };
@@ -317,6 +318,27 @@ fn users_are_booked_with_payload_and_their_share_of_the_wire() {
     let name = |way| CounterName { subject: Counted::User("a@x".into()), way };
     state.counters_were_reset(&[(name(Way::Uplink), 8), (name(Way::Downlink), 2010)]);
     assert_eq!(user(&mut state), [("payload", 1, 10)]);
+}
+
+#[test]
+fn what_was_left_must_still_be_there_within_one_boot() {
+    let mut first = begin(Cursors::default(), 100);
+    first.tick(frame([snapshot("nft", 7, 110 * NANOS, 1000)]), None);
+    let left = |cursors: Cursors, boot| {
+        let state = State::begin(cursors, Begin { now: 200 * NANOS, boot });
+        state.left().into_iter().map(|left| (left.meter, left.epoch.0)).collect::<Vec<_>>()
+    };
+    let boot = first.boot;
+    first.leave(false);
+    assert_eq!(left(first.cursors(), boot), []);
+    first.leave(true);
+    assert_eq!(left(first.cursors(), boot), [("nft", 7)]);
+    assert_eq!(left(first.cursors(), boot + 1), [], "another boot has taken it away");
+
+    let mut next = State::begin(first.cursors(), Begin { now: 200 * NANOS, boot });
+    let what = next.left_is_gone("nft", 110 * NANOS, 200 * NANOS);
+    let [event] = next.plan(200).events.try_into().unwrap();
+    assert_eq!((event.kind.as_str(), event.what), ("gap", what));
 }
 
 /// Counters are in no order.

@@ -75,6 +75,8 @@ pub struct Options {
     pub pins: PathBuf,
     /// Log each packet.
     pub log: bool,
+    /// Whether packets were missed before a new epoch begins.
+    pub gap: bool,
 }
 
 /// The running meter.
@@ -164,7 +166,8 @@ impl EbpfMeter {
             }
             ebpf = load(hook)?;
         }
-        let mut maps = Maps::take(&mut ebpf, describe(hook, slots)?)?;
+        let meta = Meta { gap: u32::from(options.gap), ..describe(hook, slots)? };
+        let mut maps = Maps::take(&mut ebpf, meta)?;
         maps.watch(groups)?;
         let links = options.persist.then(|| pins.links());
         let mut meter = Self {
@@ -551,6 +554,7 @@ mod tests {
             persist: false,
             pins: DEFAULT_PINS.into(),
             log: false,
+            gap: false,
         };
         let error = EbpfMeter::start(&options, &Groups::default()).err();
         assert!(matches!(error, Some(MeterError::Stub)), "{error:?}");

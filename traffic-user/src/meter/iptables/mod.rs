@@ -29,7 +29,7 @@ pub use installed::Installed;
 pub use rules::Family;
 pub use tool::Backend;
 
-use super::{error::MeterError, host};
+use super::{error::MeterError, host, kernel::Before};
 use crate::accounting::{
     ident::{Group, Groups},
     reading::{Coverage, Epoch, GroupReading, Lane, Lanes, Layer, Snapshot, Window},
@@ -123,8 +123,8 @@ impl IptablesMeter {
     /// Puts the rules in for these groups. With `persist` they stay when the process ends. Rules of this boot,
     /// left so or by a run that was killed, are taken over with their epoch.
     ///
-    /// `booked` is what was last made use of: where the rules were damaged since, what is left of them
-    /// begins another epoch with what it has counted after that.
+    /// Where the rules were damaged since they were booked, what is left of them begins another epoch with
+    /// what it has counted after that.
     ///
     /// # Errors
     ///
@@ -135,7 +135,7 @@ impl IptablesMeter {
     pub fn start(
         groups: &Groups,
         persist: bool,
-        booked: Option<&Snapshot>,
+        before: Before<'_>,
     ) -> Result<Self, MeterError> {
         let tools = tool::choose()?;
         let found = tools.iter().map(Tool::ours).collect::<Result<Vec<_>, _>>()?;
@@ -150,32 +150,32 @@ impl IptablesMeter {
             // Left to go on, or by a run that was killed: nobody has booked all that they counted.
             Some(note) => {
                 let note = Note { persist, ..note };
-                let mut meter = Self::adopt(tools, &found, note, groups, booked)?;
+                let mut meter = Self::adopt(tools, &found, note, groups, before.booked)?;
                 meter.leaves = !persist;
                 Ok(meter)
             }
             None => {
                 let lost = note.is_none() && found.iter().any(|ours| !ours.counting.is_empty());
-                Self::fresh(tools, &found, groups, persist, lost)
+                Self::fresh(tools, &found, groups, persist, (lost, before.gap))
             }
         }
     }
 
-    /// Puts all in at once. What an earlier boot left goes in the same change; `lost` when nothing says any
-    /// more what that was.
+    /// Puts all in at once. What was there goes in the same change; `lost` when nothing says any more what
+    /// that was, `gap` when something was missed in another way.
     fn fresh(
         tools: Vec<Tool>,
         found: &[Ours],
         groups: &Groups,
         persist: bool,
-        lost: bool,
+        (lost, gap): (bool, bool),
     ) -> Result<Self, MeterError> {
         let note = Note {
             epoch: host::random(),
             since: seconds(),
             boot: host::boot_id(),
             persist,
-            gap: lost,
+            gap: gap || lost,
             canary: false,
         };
         let side = |tool| Side {

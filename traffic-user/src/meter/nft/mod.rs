@@ -24,7 +24,7 @@ use self::{
     parse::{Count, Family, Found, Tables},
     ruleset::Place,
 };
-use super::{error::MeterError, host};
+use super::{error::MeterError, host, kernel::Before};
 use crate::{
     accounting::{
         ident::{Group, Groups},
@@ -69,8 +69,8 @@ impl NftMeter {
     /// Begins to count `groups`. With `persist` the rules stay when this value goes. A start that finds rules
     /// of this boot, left so or by a run that was killed, goes on with them in the same epoch.
     ///
-    /// `booked` is what was last made use of: where the rules were damaged since, what is left of them
-    /// begins another epoch with what it has counted after that.
+    /// Where the rules were damaged since they were booked, what is left of them begins another epoch with
+    /// what it has counted after that.
     ///
     /// # Errors
     ///
@@ -78,11 +78,7 @@ impl NftMeter {
     /// [`MeterError::Unsupported`] without nf_tables for both versions of IP,
     /// [`MeterError::ForeignRules`] when a table of our name is not ours, [`MeterError::OtherRules`] when
     /// ours count for a run with `persist` and this is none. Nothing is changed then.
-    pub fn start(
-        groups: &Groups,
-        persist: bool,
-        booked: Option<&Snapshot>,
-    ) -> Result<Self, MeterError> {
+    pub fn start(groups: &Groups, persist: bool, before: Before<'_>) -> Result<Self, MeterError> {
         let tool = tool()?;
         let mut kernel = Kernel::open()?;
         let found = kernel.tables(&Family::OURS)?;
@@ -104,7 +100,7 @@ impl NftMeter {
         match about {
             // Left to go on, or by a run that was killed: nobody has booked all that they counted.
             Some(about) if about.is_of_this_boot() => {
-                let mut meter = Self::adopt(tool, kernel, about, &found, booked)?;
+                let mut meter = Self::adopt(tool, kernel, about, &found, before.booked)?;
                 meter.make(groups, persist)?;
                 meter.temporary = !persist;
                 return Ok(meter);
@@ -113,7 +109,7 @@ impl NftMeter {
             None if found.tables.is_empty() => {}
             None => lost.push("the notes in the chain about".into()),
         }
-        let gap = !lost.is_empty();
+        let gap = before.gap || !lost.is_empty();
         let (epoch, since, boot) = (host::random(), seconds(), host::boot_id());
         let about = About { epoch, since, boot, persist, gap, entries: Vec::new() };
         let about = about.watching(groups);
