@@ -1,6 +1,7 @@
 //! The meter `iptables` with the real programs: both back ends, both families.
 
 mod adopted;
+mod base;
 mod exact;
 mod failing;
 mod others;
@@ -19,8 +20,7 @@ use traffic_user::{
         reading::{Coverage, Lane, Layer, Snapshot, Traffic},
     },
     meter::{
-        Before,
-        MeterError,
+        Before, MeterError,
         iptables::{self, Backend, ForeignRules, Installed, IptablesMeter},
     },
 };

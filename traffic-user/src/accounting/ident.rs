@@ -323,6 +323,32 @@ impl Group {
         self.ranges == other.ranges && self.transport == other.transport
     }
 
+    /// Whether this port is one of its own.
+    pub fn has(&self, port: u16) -> bool {
+        self.ranges.iter().any(|range| range.first() <= port && port <= range.last())
+    }
+
+    /// The group without one of its ports, under the same name; `None` when nothing is left.
+    ///
+    /// ```
+    /// # use traffic_user::accounting::ident::Group;
+    /// let group: Group = "1-9/udp=games".parse()?;
+    /// assert_eq!(group.without(5).map(|rest| rest.to_string()).as_deref(), Some("1-4+6-9/udp=games"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn without(&self, port: u16) -> Option<Self> {
+        let ranges = self.ranges.iter().flat_map(|range| {
+            let (first, last) = (range.first(), range.last());
+            if port < first || port > last {
+                return [Some(*range), None];
+            }
+            let below = port.checked_sub(1).and_then(|end| PortRange::new(first, end));
+            let above = port.checked_add(1).and_then(|begin| PortRange::new(begin, last));
+            [below, above]
+        });
+        Self::new(ranges.flatten().collect(), self.transport, self.name.clone()).ok()
+    }
+
     /// The same ports without a name.
     #[must_use]
     pub fn unnamed(&self) -> Self {

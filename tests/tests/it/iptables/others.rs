@@ -43,13 +43,9 @@ fn rules() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     proptest::collection::vec((chain, rule()), 0..12)
 }
 
-/// A whole set for `iptables-restore`. The chains that we come into are not empty: iptables makes them
-/// with the first rule, for good.
+/// A whole set for `iptables-restore`.
 fn written(rules: &[(&str, String)]) -> String {
-    let mut text =
-        ":THEIRS - [0:0]\n-A INPUT -p udp -m udp --dport 9\n-A OUTPUT -p udp -m udp --dport 9\n\
-                    -A THEIRS -m comment --comment 443/udp\n"
-            .to_owned();
+    let mut text = ":THEIRS - [0:0]\n-A THEIRS -m comment --comment 443/udp\n".to_owned();
     for (chain, rule) in rules {
         // A chain of INPUT alone cannot be left by an interface of output, so those go there.
         let chain = if rule.starts_with("-i") { "INPUT" } else { chain };
@@ -65,7 +61,7 @@ fn restore(ns: &NetNs, tool: &str, backend: Backend, text: &str) {
 
 #[test]
 fn any_rules_of_others_stay_byte_for_byte_as_they_are() {
-    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"));
+    need!(Root, Netns, Tool("ip"), Tool("iptables-legacy"), Tool("iptables-nft"), Tool("nft"));
     for backend in Backend::ALL {
         let config = Config { cases: 10, failure_persistence: None, ..Config::default() };
         let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
@@ -81,12 +77,14 @@ fn any_rules_of_others_stay_byte_for_byte_as_they_are() {
                 }
             }
             let list = || ["iptables", "ip6tables"].map(|tool| listed(&ns, tool, backend)).concat();
+            // Whether a chain without rules is there is not in the list of iptables.
+            let everything = || ns.sh(&["nft", "list", "ruleset"]);
             let theirs = || -> String {
                 let list = list();
                 let lines = list.lines().filter(|line| !line.contains("TRAFFIC_"));
                 lines.map(|line| format!("{line}\n")).collect()
             };
-            let before = list();
+            let (before, all_before) = (list(), everything());
             let mut meter = ns
                 .run(|| {
                     IptablesMeter::start(&parse("443,20000-20100/udp"), true, Before::default())
@@ -107,6 +105,7 @@ fn any_rules_of_others_stay_byte_for_byte_as_they_are() {
             prop_assert_eq!(&theirs(), &before);
             ns.run(|| iptables::clean(false)).unwrap();
             prop_assert_eq!(list(), before);
+            prop_assert_eq!(everything(), all_before);
             Ok(())
         });
         result.unwrap_or_else(|error| panic!("{}: {error}", backend.name()));

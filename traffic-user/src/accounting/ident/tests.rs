@@ -284,3 +284,15 @@ fn a_name_that_is_shown_can_be_typed_back_and_gives_a_terminal_no_orders() {
     assert_eq!(shown(&"x".repeat(80)), "x".repeat(80));
     assert_eq!(shown(&"x".repeat(81)), format!("{}…", "x".repeat(80)));
 }
+
+#[test]
+fn a_port_is_taken_out_of_the_middle_and_off_the_ends() {
+    let rest = |group: &str, port| {
+        group.parse::<Group>().unwrap().without(port).map(|group| group.to_string())
+    };
+    assert_eq!(rest("443", 443), None);
+    assert_eq!(rest("443+8443=web", 443).as_deref(), Some("8443=web"));
+    assert_eq!(rest("1-9/udp", 5).as_deref(), Some("1-4+6-9/udp"));
+    assert_eq!(rest("1-9", 1).as_deref(), Some("2-9"));
+    assert_eq!(rest("65534-65535", 65535).as_deref(), Some("65534"));
+}

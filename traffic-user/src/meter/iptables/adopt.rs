@@ -59,7 +59,8 @@ fn side(tool: Tool, ours: &Ours, booked: Option<&Snapshot>) -> Side {
     if let Some(given) = &given {
         last.values = values_when(given, ours, last.values);
     }
-    Side { carries: ours.carries.clone(), last, given, proven, tool }
+    let made = ours.note.map(|note| note.made).unwrap_or_default();
+    Side { carries: ours.carries.clone(), last, given, proven, made, tool }
 }
 
 /// What a snapshot says of each group in one family.

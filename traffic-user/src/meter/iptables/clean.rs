@@ -1,9 +1,9 @@
 //! Takes our rules off: all of them, or those of one port.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use super::{
-    Backend, Family, MeterError, host,
+    Backend, Family, MeterError, base, host,
     rules::{self, Counting, NOTE, Note, Ours},
     tool::{self, Tool},
 };
@@ -18,7 +18,7 @@ use crate::meter::nft;
 pub fn clean(dry_run: bool) -> Result<Vec<String>, MeterError> {
     each(|tool, ours| {
         if !dry_run {
-            tool.change(&ours.removal())?;
+            tool.remove(ours)?;
         }
         Ok(said(tool, ours))
     })
@@ -36,7 +36,7 @@ pub(in crate::meter) fn clean_left(persist: bool) -> Result<(), MeterError> {
     each(|tool, ours| {
         let left = of(tool.backend).next().is_some();
         if left && (persist || !of(tool.backend).any(|(_, note)| goes_on(*note))) {
-            tool.change(&ours.removal())?;
+            tool.remove(ours)?;
         }
         Ok(Vec::new())
     })
@@ -48,43 +48,51 @@ pub(in crate::meter) fn clean_left(persist: bool) -> Result<(), MeterError> {
 pub(in crate::meter) fn is_anything_here() -> bool {
     let has = |tool: &Tool| match tool.backend {
         Backend::Legacy => tool.ours().is_ok_and(|ours| !ours.is_empty()),
-        Backend::Nft => nft::has_filter_chain(tool.family == Family::V6, NOTE),
+        Backend::Nft => nft::has_filter(tool.family == Family::V6, Some(NOTE)).unwrap_or_default(),
     };
     tool::all().iter().any(has)
 }
 
-/// Takes off the rules of every group that counts this port, and with the last of them all of ours. A
-/// daemon that runs puts its own back.
+/// Takes one port off our rules, and with the last of them all of ours. A group of nothing else goes with its
+/// numbers; one of several ports goes on with the others, as another group that begins at zero. A daemon that
+/// runs puts its own back.
 ///
 /// # Errors
 ///
 /// As [`clean`].
 pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
+    let with_it = |text: &str| rules::group(text).filter(|group| group.has(port));
     each(|tool, ours| {
-        let counts = |rule: &Counting| {
-            rules::group(&rule.group).is_some_and(|group| group.ports().any(|own| own == port))
-        };
-        let of = |rule: &Counting| rule.group.clone();
-        let rules = ours.counting.iter().map(|(rule, ..)| rule);
-        let groups: BTreeSet<String> = rules.filter(|rule| counts(rule)).map(of).collect();
-        let carried = ours.carries.iter().map(|(text, _)| text);
-        let gone =
-            carried.filter(|text| rules::group(text).is_some_and(|g| g.ports().any(|p| p == port)));
-        let notes: BTreeSet<String> = gone.cloned().collect();
-        if groups.is_empty() && notes.is_empty() {
+        let (mut lines, mut stays) = (Vec::new(), Vec::new());
+        let mut seen = HashSet::new();
+        for (rule, ..) in &ours.counting {
+            let Some(group) = with_it(&rule.group) else {
+                stays.push(rule.clone());
+                continue;
+            };
+            let rest = group.without(port);
+            if rule.ranges.iter().any(|range| range.first() <= port && port <= range.last()) {
+                let part = if rest.is_some() { format!("port {port} of ") } else { String::new() };
+                lines.push(part + &line(tool, rule));
+            }
+            if seen.insert(&rule.group) {
+                stays.extend(rest.iter().flat_map(Counting::of));
+            }
+        }
+        let noted = ours.carries.iter().any(|(text, _)| with_it(text).is_some());
+        if seen.is_empty() && !noted {
             return Ok(Vec::new());
         }
-        if ours.counting.iter().all(|(rule, ..)| groups.contains(&rule.group)) {
+        if stays.is_empty() {
             if !dry_run {
-                tool.change(&ours.removal())?;
+                tool.remove(ours)?;
             }
             return Ok(said(tool, ours));
         }
         if !dry_run {
-            tool.change(&ours.without(|group| groups.contains(group) || notes.contains(group)))?;
+            tool.change(&ours.with(stays, |text| with_it(text).is_some()))?;
         }
-        let lines = ours.counting.iter().filter(|(rule, ..)| groups.contains(&rule.group));
-        Ok(lines.map(|(rule, ..)| line(tool, rule)).collect())
+        Ok(lines)
     })
 }
 
@@ -107,7 +115,8 @@ fn each(
 
 fn said(tool: &Tool, ours: &Ours) -> Vec<String> {
     let rules = ours.counting.iter().map(|(rule, ..)| line(tool, rule));
-    rules.chain(ours.chains.iter().map(|chain| tool.place(chain))).collect()
+    let chains = ours.chains.iter().copied().chain(base::going(ours));
+    rules.chain(chains.map(|chain| tool.place(chain))).collect()
 }
 
 /// A rule, for people.
@@ -119,7 +128,7 @@ fn line(tool: &Tool, rule: &Counting) -> String {
 
 /// Takes all of ours off as well as can be: nobody is there to hear why not.
 pub(super) fn take_off(tool: &Tool) {
-    let done = tool.ours().and_then(|ours| tool.change(&ours.removal()));
+    let done = tool.ours().and_then(|ours| tool.remove(&ours));
     if let Err(error) = done {
         tracing::warn!(%error, "iptables rules stay behind: `traffic clean` takes them off");
     }

@@ -6,6 +6,7 @@
 //! ([`Layer::L3Skb`]). Rules of others are never touched.
 
 mod adopt;
+mod base;
 mod clean;
 mod foreign;
 mod installed;
@@ -34,6 +35,7 @@ use crate::accounting::{
     ident::{Group, Groups},
     reading::{Coverage, Epoch, GroupReading, Lane, Lanes, Layer, Snapshot, Window},
 };
+use base::Made;
 use rules::{Carry, Counting, Note, Ours, Wanted};
 use tool::Tool;
 
@@ -73,11 +75,13 @@ struct Side {
     given: Option<Totals>,
     /// Whether the note there says that it was seen with its count.
     proven: bool,
+    /// What came with our rules, and goes with them.
+    made: Made,
 }
 
 impl Side {
     fn note(&self, note: Note) -> Note {
-        Note { canary: self.proven, ..note }
+        Note { canary: self.proven, made: self.made, ..note }
     }
 
     /// What each group had at the last look.
@@ -132,11 +136,7 @@ impl IptablesMeter {
     /// [`MeterError::Locked`], [`MeterError::Tool`]; [`MeterError::ForeignRules`] when a chain of our
     /// name is not ours; [`MeterError::OtherRules`] when rules are there that shall go on and `persist`
     /// was not asked for. The rules are then as they were.
-    pub fn start(
-        groups: &Groups,
-        persist: bool,
-        before: Before<'_>,
-    ) -> Result<Self, MeterError> {
+    pub fn start(groups: &Groups, persist: bool, before: Before<'_>) -> Result<Self, MeterError> {
         let tools = tool::choose()?;
         let found = tools.iter().map(Tool::ours).collect::<Result<Vec<_>, _>>()?;
         let note = found.iter().find_map(|ours| ours.note);
@@ -177,8 +177,10 @@ impl IptablesMeter {
             persist,
             gap: gap || lost,
             canary: false,
+            made: Made::default(),
         };
         let side = |tool| Side {
+            made: Made::now(&tool),
             tool,
             carries: Vec::new(),
             last: Last::default(),
@@ -198,8 +200,8 @@ impl IptablesMeter {
         };
         for at in 0..meter.sides.len() {
             let counting = counting(&meter.known);
-            let wanted = Wanted { note, carries: Vec::new(), counting };
             let side = &meter.sides[at];
+            let wanted = Wanted { note: side.note(note), carries: Vec::new(), counting };
             let mut lines = found.get(at).map(Ours::removal).unwrap_or_default();
             lines.extend(Ours::default().change(&wanted));
             if let Err(error) = side.tool.change(&lines) {
@@ -373,7 +375,7 @@ impl IptablesMeter {
             if side.proven == side.last.canary {
                 continue;
             }
-            let note = Note { canary: side.last.canary, ..note };
+            let note = Note { canary: side.last.canary, ..side.note(note) };
             let wanted = Wanted { note, carries: side.carries.clone(), counting: counting.clone() };
             match side.tool.change(&ours.change(&wanted)) {
                 Ok(()) => side.proven = note.canary,

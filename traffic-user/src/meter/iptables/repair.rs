@@ -3,7 +3,9 @@
 use crate::accounting::reading::Direction;
 
 use super::{
-    Family, IptablesMeter, Known, Last, MeterError, Totals, counting,
+    Family, IptablesMeter, Known, Last, MeterError, Totals,
+    base::Made,
+    counting,
     rules::{self, CHAINS, Carry, Counting, NOTE, Note, Ours, Wanted},
     seconds,
 };
@@ -161,7 +163,10 @@ impl IptablesMeter {
                 }
             })
             .collect();
-        for ((side, ours), carries) in self.sides.iter().zip(found).zip(&next) {
+        for ((side, ours), carries) in self.sides.iter_mut().zip(found).zip(&next) {
+            let now = Made::now(&side.tool);
+            // Where not even the notes were left, what is there is of those who made it since.
+            side.made = if ours.note.is_some() { side.made.or(now) } else { now };
             let (note, carries) = (side.note(note), carries.clone());
             let wanted = Wanted { note, carries, counting: wanted.clone() };
             side.tool.change(&ours.change(&wanted))?;

@@ -7,7 +7,10 @@ use crate::accounting::{
     reading::{Direction, Traffic},
 };
 
-use super::parse::{Rule, Table, number, quoted};
+use super::{
+    base::Made,
+    parse::{Rule, Table, number, quoted},
+};
 
 /// Counts what enters.
 pub(super) const IN: &str = "TRAFFIC_IN";
@@ -197,14 +200,18 @@ pub(super) struct Note {
     /// Whether the count that this was made with was seen to be there: if it is not any more, somebody set
     /// the counters back. `ip6tables-nft` of 1.8.8 and 1.8.9 makes every rule with zero.
     pub(super) canary: bool,
+    /// What was not there before.
+    pub(super) made: Made,
 }
 
 impl Note {
     fn text(&self) -> String {
-        let Self { epoch, since, boot, persist, gap, canary } = self;
+        let Self { epoch, since, boot, persist, gap, canary, made } = self;
+        let made = made.text();
+        let made = if made.is_empty() { made } else { format!(" made={made}") };
         let [persist, gap, canary] = [persist, gap, canary].map(|flag| u8::from(*flag));
         format!(
-            "traffic v=1 epoch={epoch:016x} since={since} boot={boot:016x} persist={persist} gap={gap} canary={canary}"
+            "traffic v=1 epoch={epoch:016x} since={since} boot={boot:016x} persist={persist} gap={gap} canary={canary}{made}"
         )
     }
 
@@ -223,6 +230,10 @@ impl Note {
             persist: flag(field("persist")?)?,
             gap: flag(field("gap")?)?,
             canary: flag(field("canary")?)?,
+            made: match fields.next() {
+                Some(field) => Made::read(field.strip_prefix("made=")?)?,
+                None => Made::default(),
+            },
         };
         fields.next().is_none().then_some(note)
     }
@@ -318,6 +329,8 @@ pub(super) struct Ours {
     pub(super) chains: Vec<&'static str>,
     /// Places of our jumps in INPUT and in OUTPUT, from 1.
     pub(super) jumps: [Vec<usize>; 2],
+    /// Whether nobody else has anything in INPUT and in OUTPUT, and both let everything pass.
+    pub(super) spare: [bool; 2],
     /// Packets that the first jump of each direction counted.
     pub(super) jumped: [u64; 2],
     /// What our rules say of themselves.
@@ -370,6 +383,12 @@ impl Ours {
             }
             ours.chains.extend(own);
         }
+        ours.spare = Direction::ALL.map(|way| {
+            table.chain(hook(way)).is_none_or(|chain| {
+                let accepts = chain.policy.as_deref() == Some("ACCEPT");
+                accepts && chain.rules.len() == ours.jumps[way as usize].len()
+            })
+        });
         // Nobody has a chain of the notes' name by chance; an empty one of another name may be anybody's.
         for name in &ours.chains {
             let empty = table.chain(name).is_some_and(|chain| chain.rules.is_empty());
@@ -435,19 +454,23 @@ impl Ours {
         lines
     }
 
-    /// The lines that take off the rules and notes of these groups and leave the others. Without a note the
-    /// rest is left as it is: the next start sees to it.
-    pub(super) fn without(&self, goes: impl Fn(&str) -> bool) -> Vec<String> {
-        let Some(note) = self.note else {
-            return self.deletions(|rule| !goes(&rule.group));
-        };
-        let stays = self.counting.iter().map(|(rule, ..)| rule).filter(|rule| !goes(&rule.group));
-        let carries = self.carries.iter().filter(|(group, _)| !goes(group));
-        self.change(&Wanted {
-            note,
-            carries: carries.cloned().collect(),
-            counting: stays.cloned().collect(),
-        })
+    /// The lines after which these rules count and no others, and no note is there of a group that `goes`.
+    /// Without a note of what they are the rest is left as it is: the next start sees to it.
+    pub(super) fn with(&self, counting: Vec<Counting>, goes: impl Fn(&str) -> bool) -> Vec<String> {
+        let Some(note) = self.note else { return self.replacement(&counting) };
+        let carries = self.carries.iter().filter(|(group, _)| !goes(group)).cloned().collect();
+        self.change(&Wanted { note, carries, counting })
+    }
+
+    /// The lines that make the rules that count those that are wanted. Those that stay are not touched.
+    fn replacement(&self, wanted: &[Counting]) -> Vec<String> {
+        let mut missing: HashSet<&Counting> = wanted.iter().collect();
+        // The second of two alike is one too many.
+        let mut lines = self.deletions(|counting| missing.remove(counting));
+        for counting in wanted.iter().filter(|counting| missing.contains(counting)) {
+            lines.push(format!("-A {}", counting.line()));
+        }
+        lines
     }
 
     /// The lines that take off the rules that count and do not stay, asked about in the order of the chains.
@@ -473,12 +496,7 @@ impl Ours {
         for name in CHAINS.iter().filter(|name| !self.chains.contains(name)) {
             lines.push(format!(":{name} - [0:0]"));
         }
-        let mut missing: HashSet<&Counting> = wanted.counting.iter().collect();
-        // The second of two alike is one too many.
-        lines.extend(self.deletions(|counting| missing.remove(counting)));
-        for counting in wanted.counting.iter().filter(|counting| missing.contains(counting)) {
-            lines.push(format!("-A {}", counting.line()));
-        }
+        lines.extend(self.replacement(&wanted.counting));
         let carries = wanted.carries.iter().filter(|(_, carry)| !carry.is_zero());
         let carries: Vec<_> = carries.cloned().collect();
         if self.note != Some(wanted.note) || self.carries != carries {

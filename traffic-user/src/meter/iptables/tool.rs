@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use super::{
+    base,
     parse::{self, Table},
     rules::{self, Family, Ours},
 };
@@ -123,6 +124,13 @@ impl Tool {
     /// Does all of it or nothing.
     pub(super) fn change(&self, lines: &[String]) -> Result<(), MeterError> {
         self.restore(lines, &["--noflush"])
+    }
+
+    /// Takes all of ours off, and what came with them.
+    pub(super) fn remove(&self, ours: &Ours) -> Result<(), MeterError> {
+        self.change(&ours.removal())?;
+        base::remove(self, ours);
+        Ok(())
     }
 
     /// Whether the program would do it. Nothing is done.

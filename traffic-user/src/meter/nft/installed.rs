@@ -11,10 +11,7 @@ use super::{
     ruleset, size_of, snapshot, tool,
 };
 use crate::{
-    accounting::{
-        ident::{Group, PortRange},
-        reading::{Snapshot, Window},
-    },
+    accounting::reading::{Snapshot, Window},
     meter::error::MeterError,
 };
 
@@ -97,9 +94,15 @@ pub(super) fn of_our_name(kernel: &mut Kernel, families: &[Family]) -> Result<Ta
     Ok(tables)
 }
 
-/// Whether `iptables-nft` has a chain of this name for this version of IP; no where that cannot be told.
-pub(in crate::meter) fn has_filter_chain(ipv6: bool, name: &str) -> bool {
-    Kernel::open().and_then(|mut kernel| kernel.has_filter_chain(ipv6, name)).unwrap_or(false)
+/// Whether the table `filter` of `iptables-nft` is there for this version of IP, or a chain in it.
+pub(in crate::meter) fn has_filter(ipv6: bool, chain: Option<&str>) -> Result<bool, MeterError> {
+    Kernel::open()?.has_filter(ipv6, chain)
+}
+
+/// Takes a chain without rules away from the table `filter` of `iptables-nft`, or the table when nothing is in
+/// it.
+pub(in crate::meter) fn remove_filter(ipv6: bool, chain: Option<&str>) -> Result<(), MeterError> {
+    Kernel::open()?.remove_filter(ipv6, chain)
 }
 
 /// Takes off what a killed run or an earlier boot left: nobody goes on with it. With `persist` also what was
@@ -188,12 +191,12 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
     // charged again for all that they have.
     let mut next = about.entries.iter().map(|entry| entry.id).max().map_or(0, |id| id + 1);
     for entry in &about.entries {
-        if !entry.group.ports().any(|own| own == port) {
+        if !entry.group.has(port) {
             entries.push(entry.clone());
             continue;
         }
         let ports = entry.group.ports_text();
-        match without(&entry.group, port) {
+        match entry.group.without(port) {
             Some(group) => {
                 said.push(format!("port {port} of the nft counters of {ports}"));
                 entries.push(Entry { id: next, group: Arc::new(group), watched: entry.watched });
@@ -210,36 +213,4 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
     script.push_str(&ruleset::forget(&about, &rest));
     apply(&tool()?, "remove nft rules", &script)?;
     Ok(said)
-}
-
-/// The group without one of its ports; `None` when nothing is left.
-fn without(group: &Group, port: u16) -> Option<Group> {
-    let ranges = group.ranges().iter().flat_map(|range| {
-        let (first, last) = (range.first(), range.last());
-        if port < first || port > last {
-            return [Some(*range), None];
-        }
-        let below = port.checked_sub(1).and_then(|end| PortRange::new(first, end));
-        let above = port.checked_add(1).and_then(|begin| PortRange::new(begin, last));
-        [below, above]
-    });
-    let ranges = ranges.flatten().collect();
-    Group::new(ranges, group.transport(), group.name().map(str::to_owned)).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_is_taken_out_of_the_middle_and_off_the_ends() {
-        let rest = |group: &str, port| {
-            without(&group.parse().unwrap(), port).map(|group| group.to_string())
-        };
-        assert_eq!(rest("443", 443), None);
-        assert_eq!(rest("443+8443=web", 443).as_deref(), Some("8443=web"));
-        assert_eq!(rest("1-9/udp", 5).as_deref(), Some("1-4+6-9/udp"));
-        assert_eq!(rest("1-9", 1).as_deref(), Some("2-9"));
-        assert_eq!(rest("65534-65535", 65535).as_deref(), Some("65534"));
-    }
 }

@@ -30,8 +30,13 @@ pub(super) const TABLE: &str = "traffic";
 const NFPROTO_UNSPEC: u8 = 0;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 
+const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+const NFNL_MSG_BATCH_END: u16 = 17;
+
 const NFT_MSG_GETTABLE: u16 = 1;
+const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_GETCHAIN: u16 = 4;
+const NFT_MSG_DELCHAIN: u16 = 5;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_GETSET: u16 = 10;
 const NFT_MSG_GETSETELEM: u16 = 13;
@@ -47,6 +52,8 @@ const NFTA_OBJ_TYPE: u16 = 3;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+/// Of a removal: not with what is in it.
+const NLM_F_NONREC: u16 = 0x100;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_ERROR: u16 = 2;
@@ -116,17 +123,36 @@ impl Kernel {
         Ok(generation.unwrap_or(0))
     }
 
-    /// Whether the table `filter` of this version of IP, where `iptables-nft` has its rules, has a chain of
-    /// this name.
-    pub(super) fn has_filter_chain(&mut self, ipv6: bool, name: &str) -> Result<bool, MeterError> {
-        let family = if ipv6 { Family::Ip6 } else { Family::Ip }.number();
-        let name = format!("{name}\0");
-        let which = [(OF_TABLE, &b"filter\0"[..]), (NFTA_CHAIN_NAME, name.as_bytes())];
+    /// Whether the table `filter` of this version of IP, where `iptables-nft` has its rules, is there, or a
+    /// chain of this name in it.
+    pub(super) fn has_filter(
+        &mut self,
+        ipv6: bool,
+        chain: Option<&str>,
+    ) -> Result<bool, MeterError> {
+        let name = chain.map(|chain| format!("{chain}\0"));
+        let kind = if chain.is_some() { NFT_MSG_GETCHAIN } else { NFT_MSG_GETTABLE };
+        let which = in_filter(name.as_deref());
         let mut found = false;
-        match self.ask(family, NFT_MSG_GETCHAIN, NLM_F_ACK, &which, |_, _| found = true) {
+        match self.ask(version(ipv6), kind, NLM_F_ACK, &which, |_, _| found = true) {
             Ok(()) => Ok(found),
             Err(No::Errno(Errno::ENOENT)) => Ok(false),
             Err(no) => Err(failed("look for a chain", no)),
+        }
+    }
+
+    /// Takes a chain of that table away, or all of it; only where nothing is in it.
+    pub(super) fn remove_filter(
+        &mut self,
+        ipv6: bool,
+        chain: Option<&str>,
+    ) -> Result<(), MeterError> {
+        let name = chain.map(|chain| format!("{chain}\0"));
+        let kind = if chain.is_some() { NFT_MSG_DELCHAIN } else { NFT_MSG_DELTABLE };
+        let which = in_filter(name.as_deref());
+        match self.change(version(ipv6), kind, NLM_F_NONREC, &which) {
+            Ok(()) | Err(No::Errno(Errno::ENOENT)) => Ok(()),
+            Err(no) => Err(failed("remove an empty chain", no)),
         }
     }
 
@@ -220,6 +246,28 @@ impl Kernel {
         Err(No::Changed)
     }
 
+    /// One change, in a batch of its own.
+    fn change(
+        &mut self,
+        family: u8,
+        kind: u16,
+        flags: u16,
+        attributes: &[(u16, &[u8])],
+    ) -> Result<(), No> {
+        self.sequence = self.sequence.wrapping_add(1);
+        // All of one number: what is wrong with the batch is answered to its begin.
+        let mut batch = batch_end(NFNL_MSG_BATCH_BEGIN, self.sequence);
+        batch.extend(request(
+            family,
+            of_nf_tables(kind),
+            NLM_F_ACK | flags,
+            self.sequence,
+            attributes,
+        ));
+        batch.extend(batch_end(NFNL_MSG_BATCH_END, self.sequence));
+        self.exchange(&batch, |_, _| {})
+    }
+
     /// One question, and each message of the answer with the number of its family.
     fn ask(
         &mut self,
@@ -227,13 +275,18 @@ impl Kernel {
         kind: u16,
         flags: u16,
         attributes: &[(u16, &[u8])],
-        mut each: impl FnMut(u8, &[u8]),
+        each: impl FnMut(u8, &[u8]),
     ) -> Result<(), No> {
         self.sequence = self.sequence.wrapping_add(1);
-        let message = request(family, kind, flags, self.sequence, attributes);
+        let message = request(family, of_nf_tables(kind), flags, self.sequence, attributes);
+        self.exchange(&message, each)
+    }
+
+    /// Sends messages of the last number, and takes the answer.
+    fn exchange(&mut self, message: &[u8], mut each: impl FnMut(u8, &[u8])) -> Result<(), No> {
         let kernel = NetlinkAddr::new(0, 0);
         let socket = self.socket.as_raw_fd();
-        sendto(socket, &message, &kernel, MsgFlags::empty())?;
+        sendto(socket, message, &kernel, MsgFlags::empty())?;
         let mut changed = false;
         loop {
             let length = match recv(socket, &mut self.buffer, MsgFlags::empty()) {
@@ -280,6 +333,28 @@ fn code(payload: &[u8]) -> i32 {
     payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes))
 }
 
+/// The table `filter`, or a chain in it, whose name ends with a zero.
+fn in_filter(chain: Option<&str>) -> Vec<(u16, &[u8])> {
+    let chain = chain.map(|chain| (NFTA_CHAIN_NAME, chain.as_bytes()));
+    [(OF_TABLE, &b"filter\0"[..])].into_iter().chain(chain).collect()
+}
+
+const fn version(ipv6: bool) -> u8 {
+    if ipv6 { Family::Ip6.number() } else { Family::Ip.number() }
+}
+
+const fn of_nf_tables(kind: u16) -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | kind
+}
+
+/// Begin or end of a change of nf_tables.
+fn batch_end(kind: u16, sequence: u32) -> Vec<u8> {
+    let mut message = request(NFPROTO_UNSPEC, kind, 0, sequence, &[]);
+    let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    message.splice(NETLINK_HEADER + 2..NETLINK_HEADER + GENERIC_HEADER, [high, low]);
+    message
+}
+
 fn request(
     family: u8,
     kind: u16,
@@ -299,7 +374,7 @@ fn request(
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
     let mut header = NetlinkBuffer::new(&mut message);
     header.set_length(length);
-    header.set_message_type(NFNL_SUBSYS_NFTABLES << 8 | kind);
+    header.set_message_type(kind);
     header.set_flags(NLM_F_REQUEST | flags);
     header.set_sequence_number(sequence);
     message
@@ -332,7 +407,7 @@ mod tests {
     fn a_question_has_its_length_and_its_attributes_are_aligned() {
         let attributes = [(OF_TABLE, &b"abcd\0"[..])];
         let family = Family::Ip6.number();
-        let message = request(family, NFT_MSG_GETTABLE, NLM_F_ACK, 7, &attributes);
+        let message = request(family, of_nf_tables(NFT_MSG_GETTABLE), NLM_F_ACK, 7, &attributes);
         assert_eq!(message.len(), 16 + 4 + 12);
         let buffer = NetlinkBuffer::new_checked(&message[..]).unwrap();
         assert_eq!((buffer.length(), buffer.message_type(), buffer.flags()), (32, 0x0a01, 5));

@@ -3,10 +3,17 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::meter::iptables::parse::tables;
+use crate::meter::iptables::{base::Made, parse::tables};
 
-const NOTE_NOW: Note =
-    Note { epoch: 7, since: 1_700_000_000, boot: 9, persist: true, gap: false, canary: false };
+const NOTE_NOW: Note = Note {
+    epoch: 7,
+    since: 1_700_000_000,
+    boot: 9,
+    persist: true,
+    gap: false,
+    canary: false,
+    made: Made { table: false, hooks: [false; 2] },
+};
 
 fn group(text: &str) -> Group {
     text.parse().unwrap()
@@ -175,8 +182,10 @@ fn rules_of_one_group_go_also_where_the_notes_are_gone() {
     kernel.restore(&Ours::default().change(&wanted(&["1/tcp", "2", "3/udp"], &[])));
     kernel.chain(NOTE).clear();
     let ours = kernel.ours().unwrap();
-    assert_eq!(ours.without(|_| false), Vec::<String>::new());
-    kernel.restore(&ours.without(|group| group == "2"));
+    let all: Vec<Counting> = ours.counting.iter().map(|(rule, ..)| rule.clone()).collect();
+    assert_eq!(ours.with(all.clone(), |_| false), Vec::<String>::new());
+    let others = all.into_iter().filter(|rule| rule.group != "2").collect();
+    kernel.restore(&ours.with(others, |group| group == "2"));
     let left = kernel.ours().unwrap();
     let groups: Vec<&str> = left.counting.iter().map(|(rule, ..)| rule.group.as_str()).collect();
     assert_eq!(groups, ["1/tcp", "3/udp", "1/tcp", "3/udp"]);
