@@ -47,8 +47,7 @@ impl Lab {
         let (here, there) = pair((&host, "eth0"), (&other, "eth0"), 1);
         connect(&here, &there);
         let lab = Self { host, _other: other, here, there };
-        // An admin's rules, in front of which ours come and go. Chains that iptables makes for the first
-        // rule in them stay, empty, for good.
+        // An admin's rules, in front of which ours come and go.
         lab.sh(
             "for t in iptables-nft ip6tables-nft; do $t -A INPUT -p tcp --dport 22 -j ACCEPT; $t -A OUTPUT -p tcp --sport 22 -j ACCEPT; done",
         );
@@ -409,6 +408,44 @@ fn the_rules_of_one_port_are_cleaned_and_no_others() {
 }
 
 #[test]
+fn a_group_of_several_ports_goes_on_without_the_one_that_is_cleaned() {
+    needs!();
+    for meter in METERS {
+        let (site, lab) = (Site::new(), Lab::new());
+        let before = lab.rules();
+        let list = "80,5000+5002+20000-20100/udp=web";
+        run(&site, &lab, meter, &["--ports", list, "--persist"]).stop();
+        lab.send(false, 5002, 3);
+        let dry = iptables(&site, &lab, &["clean", "20050", "--dry-run", "--json"]).json();
+        for port in ["20050", "5000"] {
+            let said = iptables(&site, &lab, &["clean", port, "--json"]).json();
+            let lines = said["removed"].as_array().expect("a list");
+            assert!(!lines.is_empty(), "{meter} {port}");
+            for line in lines {
+                assert!(line.to_string().contains(&format!("port {port} of ")), "{meter}: {line}");
+            }
+            if port == "20050" {
+                assert_eq!(said["removed"], dry["removed"], "{meter}");
+            }
+        }
+        lab.send(false, 5000, 1);
+        lab.send(false, 20_050, 1);
+        lab.send(false, 20_051, 1);
+        lab.send(false, 5002, 1);
+        let left = iptables(&site, &lab, &["port", "--json"]).json();
+        let rest = &left["ports"]["5002,20000-20049,20051-20100"];
+        assert_eq!(rest["group"], "web", "{meter}: {left}");
+        // Other ports are another group, which begins at zero.
+        assert_eq!(rest["input_packets"], 2, "{meter}: {left}");
+        for port in ["5002", "20000"] {
+            assert_eq!(iptables(&site, &lab, &["clean", port]).code, Some(0), "{meter}");
+        }
+        assert_eq!(iptables(&site, &lab, &["clean", "--all"]).code, Some(0));
+        assert_eq!(lab.rules(), before, "{meter}");
+    }
+}
+
+#[test]
 fn a_daemon_that_counts_is_not_cleaned_under_its_feet() {
     needs!();
     let (site, lab) = (Site::new(), Lab::new());
@@ -445,6 +482,8 @@ fn what_multi_v2ray_left_is_listed_and_goes_when_told() {
     let asked = iptables(&site, &lab, &["clean", "--foreign"]);
     assert_eq!(asked.code, Some(2));
     assert!(asked.stderr.contains("--yes"), "{}", asked.stderr);
+    let shown = asked.stderr.lines().filter(|line| line.starts_with("  -A")).count();
+    assert_eq!(shown, 4, "whoever is to decide sees all of it: {}", asked.stderr);
     let done = iptables(&site, &lab, &["clean", "--foreign", "--yes", "--json"]);
     assert_eq!(done.stderr.matches("ATTENTION").count(), 2, "{}", done.stderr);
     assert_eq!(done.json()["removed"], list["removed"]);

@@ -88,8 +88,8 @@ struct Document<'a> {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
-    let mut checks = vec![Check::ok("kernel", facts::kernel()), object(), capabilities()];
     let (meter, meters) = meters(args);
+    let mut checks = vec![Check::ok("kernel", facts::kernel()), object(), capabilities(meter)];
     checks.extend(meters);
     checks.push(cgroup2());
     checks.push(bpffs(common));
@@ -197,16 +197,18 @@ fn object() -> Check {
     }
 }
 
-fn capabilities() -> Check {
+/// What is missing fails only where nothing counts without it.
+fn capabilities(meter: Option<MeterKind>) -> Check {
+    const NAME: &str = "capabilities";
     let missing = facts::missing_capabilities();
     if missing.is_empty() {
-        Check::ok("capabilities", "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)")
-    } else {
-        let capability = missing.join(", ");
-        Check::failed(
-            "capabilities",
-            MeterError::Denied { doing: "count in the kernel", capability },
-        )
+        return Check::ok(NAME, "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)");
+    }
+    let denied =
+        MeterError::Denied { doing: "count in the kernel", capability: missing.join(", ") };
+    match meter {
+        None => Check::failed(NAME, denied),
+        Some(_) => Check::info(NAME, denied.to_string(), &denied.remedy().unwrap_or_default()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `traffic iptables clean`: rules of ours, and those that multi-v2ray left behind.
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{collections::BTreeMap, io::IsTerminal as _, process::ExitCode};
 
 use anyhow::{Result, bail};
 use serde_json::json;
@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("which").required(true)))]
 pub(super) struct Args {
-    /// Our rules of the group that has this port
+    /// What our rules have for this port; a group of several goes on without it
     #[arg(value_name = "PORT", group = "which", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// All rules of ours
@@ -118,7 +118,7 @@ fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
         // Before it goes, and in every form: whoever asked for JSON may have locked himself out.
         eprint_lines(rules.iter().filter(|rule| rule.opens.is_some()))?;
         going = rules;
-    } else {
+    } else if std::io::stdin().is_terminal() {
         for Decision { question, rules } in decisions(rules) {
             eprint_lines(&rules)?;
             if agreed(&question)? {
@@ -127,6 +127,10 @@ fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
                 kept.extend(rules);
             }
         }
+    } else {
+        // Whoever is to decide sees all of it.
+        eprint_lines(&rules)?;
+        bail!("each of these is asked about on a terminal\n  remedy: give --yes in scripts");
     }
     let removed = iptables::remove_foreign(&going)?;
     say(common, false, &lines(&removed), &[lines(&kept), spared].concat())?;
