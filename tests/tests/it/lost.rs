@@ -3,6 +3,7 @@
 
 use std::{fs, net::UdpSocket};
 
+use nix::sys::signal::Signal;
 use traffic_tests::{
     bpf,
     cgroup::Cgroup,
@@ -88,18 +89,66 @@ fn a_link_that_is_taken_off_under_a_daemon_is_put_back_and_the_gap_is_said() {
 }
 
 #[test]
-fn pins_that_are_removed_under_a_daemon_take_no_packet_with_them() {
+fn pins_that_are_removed_under_a_daemon_are_put_back_and_take_no_packet_with_them() {
+    need!(Root, Bpf, Object, Netns, Cgroup2, Tool("ip"), Tool("tc"));
+    for meter in ["tcx", "tc", "cgroup"] {
+        let (pair, cgroup) = (Pair::new(), Cgroup::new());
+        let path = cgroup.path().display().to_string();
+        let mut args = vec!["--persist", "--meter", meter];
+        if meter == "cgroup" {
+            args.extend(["--cgroup", &path]);
+        }
+        let server = cgroup.run(|| load::udp(&pair.here, false, 5000));
+        let mut daemon = pair.start(&args);
+        let epoch = daemon.wait_for("the first document", |document| {
+            let counts = meter == "cgroup" || !document.devices().is_empty();
+            counts.then(|| document.text("epoch").to_owned())
+        });
+        fs::remove_dir_all(&pair.site.pins).expect("remove the pins");
+        pair.send_to(&server, 5);
+        daemon.says("they are put back");
+        pair.send_to(&server, 5);
+        let last = daemon.stop();
+        assert_eq!((last.group("5000"), last.text("coverage")), (input(10), "complete"), "{meter}");
+
+        // They outlive the daemon as before.
+        pair.send_to(&server, 5);
+        let dump = pair.dump();
+        assert_eq!((dump.group("5000"), dump.text("coverage")), (input(15), "complete"), "{meter}");
+        let mut next = pair.start(&args);
+        let document = next.wait_for("the first document", |document| Some(document.clone()));
+        assert_eq!(document.text("epoch"), epoch, "{meter}");
+        pair.send_to(&server, 5);
+        let last = next.stop();
+        assert_eq!((last.group("5000"), last.text("coverage")), (input(20), "complete"), "{meter}");
+        pair.clean();
+    }
+}
+
+#[test]
+fn pins_of_another_run_in_the_place_of_ours_are_left_alone() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
-    let pair = Pair::new();
-    let mut daemon = pair.start(&["--persist", "--meter", "tcx"]);
+    let (first, second) = (Pair::new(), Pair::new());
+    let args = ["--persist", "--meter", "tcx"];
+    let mut daemon = first.start(&args);
     daemon.counts_on(&["eth0"]);
-    fs::remove_dir_all(&pair.site.pins).expect("remove the pins");
-    pair.send(5);
-    daemon.fresh();
-    pair.send(5);
-    let last = daemon.stop();
-    assert_eq!((last.group("5000"), last.text("coverage")), (input(10), "complete"));
-    leaks::nothing(&pair.here.ns, &pair.site.pins);
+    // It sleeps while its pins go and others come.
+    daemon.signal(Signal::SIGSTOP);
+    fs::remove_dir_all(&first.site.pins).expect("remove the pins");
+    let other = Site { state: second.site.state.clone(), pins: first.site.pins.clone() };
+    let mut others = other.start(&second.here.ns, &[&["--ports", "5000"], &args[..]].concat());
+    others.counts_on(&["eth0"]);
+    others.stop();
+    let links = || fs::read_dir(first.site.pins.join("links")).expect("the links").count();
+    let before = links();
+    daemon.signal(Signal::SIGCONT);
+    daemon.says("they cannot be put back");
+    assert_eq!(links(), before);
+    first.send(5);
+    assert_eq!(daemon.stop().group("5000"), input(5));
+    assert_eq!(other.run(&second.here.ns, &["clean"]).code, Some(0));
+    leaks::nothing(&first.here.ns, &first.site.pins);
+    leaks::nothing(&second.here.ns, &first.site.pins);
 }
 
 #[test]

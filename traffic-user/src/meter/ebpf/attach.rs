@@ -282,6 +282,30 @@ impl Attachments {
         !stand
     }
 
+    /// How many pins and notes of what is attached are not there.
+    pub(super) fn unpinned(&self) -> usize {
+        let links = self.links().filter(|link| link.missing_pin().is_some()).count();
+        links + self.devices().filter(|device| self.lacks_note(device)).count()
+    }
+
+    /// Puts them back.
+    pub(super) fn pin_again(&self) -> Result<(), (PathBuf, io::Error)> {
+        self.links().try_for_each(Link::pin_again)?;
+        if self.hook == Hook::Tc {
+            self.devices().for_each(|device| self.note_filters(device));
+        }
+        Ok(())
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        let held = self.devices.values().flat_map(|on| &on.held);
+        let of_devices = held.filter_map(|held| match held {
+            Held::Link(link) => Some(link),
+            Held::Filter(_) => None,
+        });
+        of_devices.chain(&self.cgroup)
+    }
+
     /// Takes the links at a cgroup off, whatever they lead to.
     pub(super) fn leave_cgroup(&mut self) {
         self.cgroup.drain(..).for_each(Link::end);

@@ -62,6 +62,21 @@ impl Link {
         Ok(self)
     }
 
+    /// Where it should be pinned and is not.
+    pub(super) fn missing_pin(&self) -> Option<&Path> {
+        self.pin.as_deref().filter(|path| path.try_exists().is_ok_and(|there| !there))
+    }
+
+    /// Pins it again where somebody removed its pin.
+    pub(super) fn pin_again(&self) -> Result<(), (PathBuf, io::Error)> {
+        match self.missing_pin() {
+            Some(path) => {
+                sys::pin(self.fd.as_fd(), path).map_err(|error| (path.to_path_buf(), error))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Number of the device or cgroup that it is at; `None` when it is at none any more: that is gone, or
     /// somebody took the link off.
     pub(super) fn target(&self) -> io::Result<Option<u64>> {

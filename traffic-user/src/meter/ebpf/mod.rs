@@ -6,6 +6,7 @@
 
 mod attach;
 mod clsact;
+mod kept;
 mod link;
 mod load;
 mod mapping;
@@ -27,7 +28,7 @@ use std::{
 use aya::Ebpf;
 use traffic_ebpf::abi::{self, ABI_VERSION, LANES, MAGIC, MAX_SLOTS, Meta, hook, skip};
 
-use self::{attach::Attachments, load::Parameters, maps::Maps, pins::Pins};
+use self::{attach::Attachments, kept::Kept, load::Parameters, maps::Maps, pins::Pins};
 use super::{
     devices::{Choice, Device, Facts},
     error::{MeterError, chain},
@@ -95,6 +96,8 @@ pub struct EbpfMeter {
     cgroup: Option<PathBuf>,
     /// Pins that this start made: they go when it fails.
     made: Option<Pins>,
+    /// What is pinned; `None` when it goes with this process.
+    kept: Option<Kept>,
 }
 
 impl EbpfMeter {
@@ -120,6 +123,11 @@ impl EbpfMeter {
             Some(found) => Self::adopt(options, &pins, found, groups)?,
             None => Self::fresh(options, &pins, groups)?,
         };
+        if options.persist {
+            let held = Kept::hold(&pins)
+                .inspect_err(|error| tracing::warn!(%error, "pins that vanish stay away"));
+            meter.kept = held.ok();
+        }
         if options.log {
             meter.log = aya_log::EbpfLogger::init(&mut meter.ebpf)
                 .inspect_err(|error| tracing::warn!(%error, "packets are not logged"))
@@ -181,6 +189,7 @@ impl EbpfMeter {
             wanted: Vec::new(),
             cgroup: None,
             made: options.persist.then(|| pins.clone()),
+            kept: None,
         };
         meter.enter_cgroup(options)?;
         Ok(meter)
@@ -227,6 +236,7 @@ impl EbpfMeter {
             wanted: Vec::new(),
             cgroup: None,
             made: None,
+            kept: None,
         };
         meter.note_gap()?;
         meter.maps.watch(groups)?;
@@ -281,6 +291,9 @@ impl EbpfMeter {
                 tracing::debug!(error = chain(&error), "the cgroup is not counted");
             }
         }
+        if let Some(kept) = &mut self.kept {
+            kept.mend(self.maps.meta().epoch, &self.attachments);
+        }
         Ok(())
     }
 
@@ -332,7 +345,8 @@ impl EbpfMeter {
         self.attachments.devices()
     }
 
-    /// Reads all counters. Resets nothing. Links that were taken off are put back, and the gap is said.
+    /// Reads all counters. Resets nothing. Links that were taken off are put back, and the gap is said; so are
+    /// pins.
     ///
     /// # Errors
     ///

@@ -183,6 +183,12 @@ impl Attachments {
         }
     }
 
+    /// Whether nothing stands for the filters on this device.
+    pub(super) fn lacks_note(&self, device: &Device) -> bool {
+        self.hook == Hook::Tc
+            && self.filter_note(device).is_some_and(|path| path.symlink_metadata().is_err())
+    }
+
     fn filter_note(&self, device: &Device) -> Option<PathBuf> {
         self.pins.as_ref().map(|folder| folder.join(format!("tc_{}", device.index)))
     }
