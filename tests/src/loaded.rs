@@ -37,10 +37,10 @@ impl Loaded {
     /// # Panics
     ///
     /// When the kernel refuses a program or a map; the verifier's log is in the message.
-    pub fn new(slots: u32, atomic: u8) -> Self {
+    pub fn new(slots: u32, atomic: bool) -> Self {
         let cpus = nr_cpus().expect("how many CPUs there can be");
         let stripes = u32::try_from(cpus).expect("a number of CPUs") + 1;
-        let silent = 0u8;
+        let (atomic, silent) = (u8::from(atomic), 0u8);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(maps::COUNTERS, stripes * slots * PARTS)
             .map_max_entries(maps::GROUPS, slots)

@@ -81,21 +81,10 @@ pub mod programs {
 pub mod globals {
     /// `u32`: slots in each stripe of `COUNTERS`.
     pub const SLOTS: &str = "SLOTS";
-    /// `u8`: in which directions adds must be atomic; see [`super::atomic`].
+    /// `u8`: 1 where the hook can be interrupted on its own CPU, so that adds must be atomic.
     pub const ATOMIC: &str = "ATOMIC";
     /// `u8`: aya-log's own; 0 is silent, and then the verifier removes the code; 4 logs each packet.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
-}
-
-/// Directions in which a program can be interrupted on its own CPU by itself, so that adds must be atomic: a
-/// bit for each.
-pub mod atomic {
-    /// None: everything that is counted passes with softirqs held back.
-    pub const NONE: u8 = 0;
-    /// What leaves: a socket may send from its process, and the kernel for another one in between.
-    pub const OUTPUT: u8 = 1 << 1;
-    /// Both.
-    pub const ALL: u8 = 1 | OUTPUT;
 }
 
 /// Why a packet is in no slot. Each is counted apart, so none is lost silently.

@@ -33,8 +33,8 @@ const OF_THE_PACKET: u16 = 0;
 /// Seen from this host.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    Input = 0,
-    Output = 1,
+    Input,
+    Output,
 }
 
 /// Counts one skb. Decides nothing about it.
@@ -200,7 +200,7 @@ fn count(slot_and_one: u16, lane: u8, amount: Amount, direction: Direction) {
     if let Some(count) = COUNTERS.get_ptr_mut(abi::counter_index(cpu, maps::slots(), slot, part)) {
         // SAFETY: a map gave `count`, so it points at a live, aligned value.
         let (bytes, packets) = unsafe { (&raw mut (*count).bytes, &raw mut (*count).packets) };
-        add(bytes, packets, amount, direction);
+        add(bytes, packets, amount);
     }
 }
 
@@ -240,20 +240,20 @@ fn skipped(reason: u32, amount: Amount, direction: Direction) {
                 }
             }
         };
-        add(bytes, packets, amount, direction);
+        add(bytes, packets, amount);
     }
 }
 
 /// Both are words of one live map value.
 #[inline(always)]
-fn add(bytes: *mut u64, packets: *mut u64, amount: Amount, direction: Direction) {
-    if maps::atomic(direction as u8) {
+fn add(bytes: *mut u64, packets: *mut u64, amount: Amount) {
+    if maps::atomic() {
         cold_path();
         increase(bytes, amount.bytes);
         increase(packets, amount.packets);
     } else {
-        // SAFETY: a live map value that belongs to this CPU and direction, and user space chose this branch
-        // because nothing interrupts the hook there on its own CPU.
+        // SAFETY: a live map value that belongs to this CPU, and user space chose this branch because
+        // nothing interrupts the hook on its own CPU.
         unsafe { *bytes += amount.bytes };
         // SAFETY: as above.
         unsafe { *packets += amount.packets };

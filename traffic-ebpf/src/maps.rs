@@ -62,10 +62,9 @@ pub fn slots() -> u32 {
     unsafe { core::ptr::read_volatile(&raw const SLOTS) }
 }
 
-/// Whether what passes this hook in a direction can be interrupted on its own CPU by more of it.
+/// Whether this hook can be interrupted on its own CPU by itself.
 #[inline(always)]
-pub fn atomic(direction: u8) -> bool {
+pub fn atomic() -> bool {
     // SAFETY: as in `slots`.
-    let directions = unsafe { core::ptr::read_volatile(&raw const ATOMIC) };
-    directions & 1 << direction != 0
+    unsafe { core::ptr::read_volatile(&raw const ATOMIC) != 0 }
 }

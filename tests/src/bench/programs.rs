@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use traffic_ebpf::abi::{atomic, programs};
+use traffic_ebpf::abi::programs;
 
 use super::{
     Plan,
@@ -66,7 +66,7 @@ impl Load {
             }));
             loaded
         };
-        Self { ports, tc: load(atomic::NONE), cgroup: load(atomic::OUTPUT) }
+        Self { ports, tc: load(false), cgroup: load(true) }
     }
 
     fn program(&self, index: usize) -> BorrowedFd<'_> {
@@ -312,9 +312,9 @@ fn report(rounds: &Rounds<Cell>) -> Section {
         method: "`BPF_PROG_TEST_RUN` of each program and of an empty one of the same type, on one \
                  packet again and again; the clock is read around the call. Programs and maps are \
                  loaded anew in each round, in which all take several turns on each packet; the \
-                 middle difference to the empty one of the same turn counts. What leaves at a \
-                 cgroup is added atomically, the rest does not have to be."
-            .to_owned(),
+                 middle difference to the empty one of the same turn counts. Cgroup programs add atomically, tc programs do not have \
+                 to."
+        .to_owned(),
         targets: targets(&costs),
         tables,
         charts: vec![chart],

@@ -13,7 +13,7 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use traffic_ebpf::{
-    abi::{Counters, LANES, atomic, programs, skip},
+    abi::{Counters, LANES, programs, skip},
     packet::{Amount, Link, Offload},
 };
 use traffic_tests::{
@@ -75,7 +75,7 @@ fn inside(case: &Case) -> Option<&[u8]> {
 fn the_loaded_programs_count_what_the_corpus_asks_for() {
     need!(Bpf, Object, Netns, Tool("ip"));
     on_a_device(|device| {
-        for atomic in [atomic::NONE, atomic::OUTPUT, atomic::ALL] {
+        for atomic in [false, true] {
             let mut kernel = Kernel::new(atomic, device);
             let mut not_taken = Vec::new();
             for case in corpus::all() {
@@ -111,13 +111,13 @@ fn the_loaded_programs_count_what_the_corpus_asks_for() {
 fn the_loaded_programs_count_cut_packets_as_the_parser_does() {
     need!(Bpf, Object, Netns, Tool("ip"));
     on_a_device(|device| {
-        for atomic in [atomic::NONE, atomic::OUTPUT, atomic::ALL] {
+        for atomic in [false, true] {
             let mut kernel = Kernel::new(atomic, device);
             for case in corpus::all() {
                 let headers = case.packet.len().min(case.l3 + 130);
                 for cut in 0..headers {
                     // The second load differs in how it adds, not in what.
-                    if atomic != atomic::NONE && cut % 7 != 0 {
+                    if atomic && cut % 7 != 0 {
                         continue;
                     }
                     let name = format!("{} cut at {cut}", case.name);
@@ -143,7 +143,7 @@ fn the_loaded_programs_count_cut_packets_as_the_parser_does() {
 fn the_loaded_programs_count_random_packets_as_the_parser_does() {
     need!(Bpf, Object, Netns, Tool("ip"));
     on_a_device(|device| {
-        let kernel = RefCell::new(Kernel::new(atomic::NONE, device));
+        let kernel = RefCell::new(Kernel::new(false, device));
         let packets = vec((random::packet(), 0..4u8), 1..6).prop_map(|packets| {
             let side = |bits: u8| SIDES[usize::from(bits & 1)];
             packets
@@ -177,7 +177,7 @@ fn the_loaded_programs_count_random_packets_as_the_parser_does() {
 fn fragments_are_charged_where_their_first_one_was() {
     need!(Bpf, Object, Netns, Tool("ip"));
     on_a_device(|device| {
-        let mut kernel = Kernel::new(atomic::NONE, device);
+        let mut kernel = Kernel::new(false, device);
         let mut charge = |name: &str, side| {
             let case = corpus::named(name);
             kernel
@@ -229,7 +229,7 @@ fn fragments_are_charged_where_their_first_one_was() {
 #[test]
 fn every_lane_has_counters_of_its_own_in_both_directions() {
     need!(Bpf, Object);
-    let mut loaded = Loaded::new(2, atomic::NONE);
+    let mut loaded = Loaded::new(2, false);
     for udp in [false, true] {
         loaded.watch(udp, 443, Some(1));
         loaded.watch(udp, 40_000, Some(1));
@@ -260,7 +260,7 @@ fn every_lane_has_counters_of_its_own_in_both_directions() {
 #[test]
 fn every_one_of_65_535_watched_ports_has_its_own_slot() {
     need!(Bpf, Object);
-    let mut loaded = Loaded::new(65_535, atomic::NONE);
+    let mut loaded = Loaded::new(65_535, false);
     for port in 1..=u16::MAX {
         // Not in the order of the ports, so that a slot is not a port by accident.
         let slot = port.wrapping_mul(257).wrapping_sub(1);
@@ -289,7 +289,7 @@ fn every_one_of_65_535_watched_ports_has_its_own_slot() {
 #[test]
 fn traffic_of_the_host_with_itself_is_skipped_at_a_cgroup_only() {
     need!(Bpf, Object);
-    let mut loaded = Loaded::new(1, atomic::NONE);
+    let mut loaded = Loaded::new(1, false);
     loaded.watch(false, 443, Some(0));
     let packet = corpus::named("v4-tcp").packet;
     // Without a device a test run's packet comes from loopback.
@@ -307,7 +307,7 @@ fn traffic_of_the_host_with_itself_is_skipped_at_a_cgroup_only() {
 #[test]
 fn headers_outside_the_linear_part_are_counted_by_the_slow_path() {
     need!(Bpf, Object);
-    let mut loaded = Loaded::new(1, atomic::NONE);
+    let mut loaded = Loaded::new(1, false);
     for udp in [false, true] {
         loaded.watch(udp, 443, Some(0));
     }
@@ -338,7 +338,7 @@ fn headers_outside_the_linear_part_are_counted_by_the_slow_path() {
 #[test]
 fn the_verifier_has_little_to_do() {
     need!(Bpf, Object);
-    let loaded = Loaded::new(1, atomic::ALL);
+    let loaded = Loaded::new(1, true);
     for name in programs::ALL {
         match loaded.verified_instructions(name) {
             Some(count) => {

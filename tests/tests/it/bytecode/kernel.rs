@@ -109,7 +109,7 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// Watches the ports of [`WATCHED`]. Packets come from `device`.
-    pub(super) fn new(atomic: u8, device: u32) -> Self {
+    pub(super) fn new(atomic: bool, device: u32) -> Self {
         let slots = u32::try_from(WATCHED.len()).expect("a few");
         let mut loaded = Loaded::new(slots, atomic);
         for (port, udp_too) in WATCHED {

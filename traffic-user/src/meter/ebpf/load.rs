@@ -11,7 +11,7 @@ use nix::{
     sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
     unistd::chroot,
 };
-use traffic_ebpf::abi::{PARTS, atomic, globals, maps, programs};
+use traffic_ebpf::abi::{PARTS, globals, maps, programs};
 
 use super::{Hook, OBJECT};
 use crate::meter::{
@@ -56,12 +56,7 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
     }
     let Parameters { hook, slots, log, pins } = parameters;
     let entries = stripes()?.saturating_mul(slots).saturating_mul(PARTS);
-    let atomic = match hook {
-        _ if preempt_rt() => atomic::ALL,
-        // What enters is filtered where the packet is received, with softirqs held back.
-        Hook::Cgroup => atomic::OUTPUT,
-        Hook::Tcx | Hook::Tc => atomic::NONE,
-    };
+    let atomic = u8::from(hook == Hook::Cgroup || preempt_rt());
     let level: u8 = if log { 4 } else { 0 };
     let mut loader = loader();
     loader
