@@ -27,6 +27,10 @@ use crate::maps::{self, COUNTERS, FRAGMENTS, PORT_SLOT, SKIPPED};
 /// Index of the loopback device, the same in every network namespace.
 const LOOPBACK: u32 = 1;
 
+/// TCP, UDP and "any": protocols that stand in the place of a port. A socket that really has one of these
+/// ports is none the worse for it: the packet says the same.
+const NO_PORTS: [u16; 3] = [6, 17, 255];
+
 /// In the place of a port: the one that the packet says. No socket has it.
 const OF_THE_PACKET: u16 = 0;
 
@@ -151,7 +155,9 @@ fn port_of_socket(skb: *const __sk_buff) -> u16 {
         return OF_THE_PACKET;
     }
     // SAFETY: the kernel keeps the socket of an skb while it is looked at. Host byte order.
-    unsafe { (*socket).src_port as u16 }
+    let port = unsafe { (*socket).src_port as u16 };
+    // Raw sockets, and the one with which the kernel answers for nobody (resets), have their protocol there.
+    if NO_PORTS.contains(&port) { OF_THE_PACKET } else { port }
 }
 
 #[inline(always)]

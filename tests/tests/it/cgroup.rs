@@ -1,7 +1,10 @@
 //! The meter at a cgroup: it counts what the sockets of that cgroup sent and got, under the ports
 //! that they have.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+};
 
 use traffic_tests::{
     capture::Capture,
@@ -187,4 +190,26 @@ fn traffic_of_the_host_with_itself_is_in_no_group() {
     assert_eq!(document.skipped("loopback"), both_ways(2000, 20));
     assert_eq!(document.total(), Traffic::default());
     assert_eq!(document.skipped("unwatched"), Traffic::default());
+}
+
+#[test]
+fn a_reset_for_nobody_counts_under_the_port_that_it_says() {
+    need!(Root, Bpf, Object, Netns, Cgroup2, Tool("ip"));
+    let (host, other) = (NetNs::new(), NetNs::new());
+    let (here, there) = veth((&host, "eth0"), (&other, "eth0"), 1);
+    let site = Site::new();
+    // The socket with which the kernel answers is in the root of all cgroups.
+    let args = ["--meter", "cgroup", "--ports", "45001,6,17,255"];
+    let mut daemon = site.start(&host, &args);
+    daemon.wait_for("the meter", |document| (document.text("meter") == "cgroup").then_some(()));
+    let closed = SocketAddr::new(IpAddr::V4(here.v4), 45_001);
+    for _ in 0..5 {
+        let refused = there.ns.run(|| TcpStream::connect(closed)).err().map(|error| error.kind());
+        assert_eq!(refused, Some(ErrorKind::ConnectionRefused));
+    }
+    let document = daemon.stop();
+    assert_eq!(document.group("45001"), Traffic::output(5 * 40, 5));
+    for protocol in ["6", "17", "255"] {
+        assert_eq!(document.group(protocol), Traffic::default(), "{protocol}");
+    }
 }
