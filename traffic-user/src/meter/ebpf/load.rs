@@ -187,7 +187,12 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<(), MeterError> {
 
 /// On such a kernel softirqs are threads, and one may push another aside in the middle of an add.
 fn preempt_rt() -> bool {
-    fs::read_to_string("/sys/kernel/realtime").is_ok_and(|text| text.trim() == "1")
+    let says = |file, word: &str| {
+        fs::read_to_string(file)
+            .is_ok_and(|text| text.split_ascii_whitespace().any(|one| one == word))
+    };
+    // The file is that of kernels with the patches; the others say it in their version alone.
+    says("/sys/kernel/realtime", "1") || says("/proc/sys/kernel/version", "PREEMPT_RT")
 }
 
 #[cfg(test)]
