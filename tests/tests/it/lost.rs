@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use traffic_tests::{
     bpf,
     cgroup::Cgroup,
-    daemon::{Daemon, Site},
+    daemon::{Answer, Daemon, Site},
     device::{Device, Tun, veth},
     document::{Document, Traffic},
     leaks, load, need,
@@ -123,6 +123,26 @@ fn pins_that_are_removed_under_a_daemon_are_put_back_and_take_no_packet_with_the
         assert_eq!((last.group("5000"), last.text("coverage")), (input(20), "complete"), "{meter}");
         pair.clean();
     }
+}
+
+#[test]
+fn a_start_that_is_killed_before_its_maps_are_described_is_in_nobodys_way() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let pair = Pair::new();
+    let mut command = pair.site.traffic(&pair.here.ns, &["run", "--persist", "--ports", "5000"]);
+    command.env("TRAFFIC_FAULT", "maps-pinned");
+    let _killed = Answer::of(&mut command);
+    assert!(pair.site.pins.join("maps/META").exists(), "it was killed too early");
+    let dump = pair.site.run(&pair.here.ns, &["dump"]);
+    assert!(dump.stderr.contains("nothing is counted"), "{}", dump.stderr);
+    for persist in [&[][..], &["--persist"]] {
+        let mut daemon = pair.start(persist);
+        daemon.counts_on(&["eth0"]);
+        pair.send(3);
+        let last = daemon.stop();
+        assert_eq!((last.group("5000"), last.text("coverage")), (input(3), "complete"));
+    }
+    pair.clean();
 }
 
 #[test]

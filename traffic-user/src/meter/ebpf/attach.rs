@@ -66,6 +66,8 @@ pub(super) struct Attachments {
     adopted: bool,
     /// Some bytes are known not to have been seen.
     missed: bool,
+    /// Why, as far as it was not told yet.
+    losses: Vec<String>,
 }
 
 impl Attachments {
@@ -77,7 +79,19 @@ impl Attachments {
             cgroup: Vec::new(),
             adopted: false,
             missed: false,
+            losses: Vec::new(),
         }
+    }
+
+    /// Takes note that packets were missed, and why.
+    fn lose(&mut self, what: String) {
+        self.missed = true;
+        self.losses.push(what);
+    }
+
+    /// What was lost since this was last asked, for people.
+    pub(super) fn losses(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.losses)
     }
 
     /// Devices that are counted now.
@@ -100,23 +114,24 @@ impl Attachments {
                 // What went with its device is not lost, even when the news of that is still on its way.
                 Some(on) if !self.stands(on) && devices::is_there(device.index) => {
                     // Somebody took it off: put it back, and say so.
-                    tracing::warn!(
-                        device = device.name,
-                        "our {} was taken off by another program: putting it back",
+                    self.lose(format!(
+                        "our {} on {} was taken off by another program: putting it back",
                         if self.hook == Hook::Tc { "filter" } else { "link" },
-                    );
+                        shown(&device.name),
+                    ));
                     lost.insert(device.index);
                 }
                 Some(_) => {}
                 None if self.adopted => {
-                    tracing::warn!(device = device.name, "nothing counted here since the last run");
-                    self.missed = true;
+                    self.lose(format!(
+                        "nothing counted on {} since the last run",
+                        shown(&device.name)
+                    ));
                 }
                 None => {}
             }
         }
         self.adopted = false;
-        self.missed |= !lost.is_empty();
         lost
     }
 
@@ -180,7 +195,9 @@ impl Attachments {
                 Err(error) => {
                     // Of a device that the programs do not understand nothing was promised.
                     let understood = !matches!(error, MeterError::LinkType { .. });
-                    self.missed |= understood && devices::is_there(device.index);
+                    if understood && devices::is_there(device.index) {
+                        self.lose(format!("{} is not counted", shown(&device.name)));
+                    }
                     errors.push(error);
                 }
             }
@@ -273,10 +290,10 @@ impl Attachments {
                 && self.cgroup.iter().all(|link| stands_at(link, number))
         });
         if !stand && !self.cgroup.is_empty() {
-            tracing::warn!(
-                cgroup = %path.display(),
-                "our link was taken off, or the cgroup made anew: counting begins there again"
-            );
+            self.lose(format!(
+                "our link at {} was taken off, or the cgroup made anew: counting begins there again",
+                shown(&path.display().to_string())
+            ));
         }
         self.missed |= !stand;
         !stand

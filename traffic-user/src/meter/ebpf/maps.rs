@@ -109,6 +109,16 @@ impl Maps {
         (meta.magic == MAGIC).then_some(meta)
     }
 
+    /// Whether a start pinned this set and was ended before it described it: nothing has counted into it.
+    pub(super) fn is_begun(folder: &Path) -> bool {
+        let Ok(map) = MapData::from_pin(folder.join(maps::META)) else { return false };
+        // Somebody else's may be empty as well.
+        let named = map.info().is_ok_and(|info| info.name_as_str() == Some(maps::META));
+        let meta = array::<{ Meta::SIZE }>(Map::Array(map), maps::META).ok();
+        let value = meta.and_then(|meta| meta.get(&0, 0).ok());
+        named && value.is_some_and(|value| value.iter().all(|byte| *byte == 0))
+    }
+
     /// Opens a pinned set to read it. Changes nothing.
     pub(super) fn pinned(folder: &Path) -> Result<Self, MeterError> {
         let open = |name: &'static str| {

@@ -162,6 +162,7 @@ impl EbpfMeter {
         // tcx and tc share programs and globals; a cgroup wants atomic adds.
         let first = options.hook.unwrap_or(Hook::Tcx);
         let mut ebpf = load(first)?;
+        fault::die_at("maps-pinned");
         let (hook, passed_over) = match options.hook {
             Some(hook) => (hook, Vec::new()),
             None => trial::best_hook(&mut ebpf, options.cgroup.as_deref())?,
@@ -366,6 +367,11 @@ impl EbpfMeter {
         self.maps.sum_into(sums)
     }
 
+    /// Why packets were missed since this was last asked, for people.
+    pub fn losses(&mut self) -> Vec<String> {
+        self.attachments.losses()
+    }
+
     /// Hands what the programs logged to the `log` facade.
     pub fn flush_log(&mut self) {
         if let Some(log) = &mut self.log {
@@ -444,6 +450,12 @@ fn found_pins(options: &Options, pins: &Pins) -> Result<Option<Maps>, MeterError
                 reason: "are not whole: META is missing".into(),
             });
         }
+        if options.persist {
+            pins.forget_begun();
+        }
+        return Ok(None);
+    }
+    if !pins.have_links() && Maps::is_begun(&pins.maps()) {
         if options.persist {
             pins.forget_begun();
         }

@@ -26,7 +26,7 @@ impl Pinned {
     /// [`MeterError::Foreign`] when it is not ours, [`MeterError::Denied`] without the rights.
     pub fn open(folder: &Path) -> Result<Option<Self>, MeterError> {
         let pins = Pins::new(folder);
-        if !pins.exist()? {
+        if !pins.exist()? || !pins.have_links() && Maps::is_begun(&pins.maps()) {
             return Ok(None);
         }
         let maps = Maps::pinned(&pins.maps()).map_err(|error| match load::denied(&error) {

@@ -18,6 +18,7 @@ use super::{
     Attachments, Held, Link, OnDevice, Side, attach_error, attach_type, cgroup_pin, cgroup_program,
     clsact, filters_stand, load, program_for, qdisc, stands_at, take_off_filter,
 };
+use crate::accounting::ident::shown;
 use crate::meter::{
     devices::Device,
     ebpf::Hook,
@@ -61,7 +62,7 @@ impl Attachments {
                     // Somebody took it off, or it outlived its device and another got the number.
                     Err(error) => {
                         tracing::debug!(%error, device = device.name, "a pinned link leads nowhere");
-                        self.missed = true;
+                        self.lose(format!("our link on {} led nowhere", shown(&device.name)));
                         remove(&path)?;
                     }
                 }
@@ -72,12 +73,16 @@ impl Attachments {
                 self.devices.insert(on.device.index, on);
             } else {
                 // Half a pair counts half: begin anew for this device.
-                self.missed |= !held.is_empty();
+                if !held.is_empty() {
+                    self.lose(format!("half of our links on {} was gone", shown(&device.name)));
+                }
                 held.into_iter().for_each(Link::end);
             }
         }
         // Of devices that are gone. One may have come back with another number.
-        self.missed |= !links.is_empty();
+        if !links.is_empty() {
+            self.lose(format!("{} links of ours were at devices that are gone", links.len()));
+        }
         links.values().try_for_each(|path| remove(path))
     }
 
@@ -123,7 +128,9 @@ impl Attachments {
                 self.devices.insert(device.index, OnDevice { device, held, made_qdisc });
             }
         }
-        self.missed |= !noted.is_empty();
+        if !noted.is_empty() {
+            self.lose(format!("our filters were gone from {} devices", noted.len()));
+        }
         noted.values().try_for_each(|path| remove(path))
     }
 
@@ -155,8 +162,7 @@ impl Attachments {
             }
         }
         if self.cgroup.len() < Side::BOTH.len() {
-            tracing::warn!("what counted at the cgroup was taken off while no daemon ran");
-            self.missed = true;
+            self.lose("what counted at the cgroup was taken off while no daemon ran".to_owned());
             self.leave_cgroup();
         }
         Ok(())
