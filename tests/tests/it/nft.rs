@@ -422,6 +422,31 @@ fn one_port_is_taken_off_and_the_others_count_on() {
 }
 
 #[test]
+fn what_is_left_of_a_group_may_have_been_there_before_and_the_last_port_takes_all_along() {
+    need!(Root, Netns, Tool("ip"), Tool("nft"));
+    let mut host = Host::new();
+    host.start("5000+5002", true);
+    host.exchange(5000, 4);
+    host.start("5000-5002", true);
+    host.stop();
+    let ns = host.here.ns.clone();
+    let installed = || ns.run(|| Installed::open().unwrap().map(|rules| rules.read().unwrap()));
+    ns.run(|| nft::clean_port(5001, false).unwrap());
+    let dump = installed().expect("rules");
+    let groups: Vec<_> =
+        dump.groups.iter().map(|one| (one.group.to_string(), one.watched)).collect();
+    assert_eq!(groups, [("5000+5002".to_owned(), true)]);
+    assert_eq!(of(&dump, "5000+5002"), both_ways(400, 4), "it goes on where it was");
+    host.exchange(5002, 1);
+    assert_eq!(of(&installed().expect("rules"), "5000+5002"), both_ways(500, 5));
+    for port in [5000, 5002] {
+        ns.run(|| nft::clean_port(port, false).unwrap());
+    }
+    assert!(installed().is_none());
+    assert_eq!(ns.sh(&["nft", "list", "ruleset"]), "");
+}
+
+#[test]
 fn a_rule_that_somebody_put_among_ours_is_never_flushed() {
     need!(Root, Netns, Tool("ip"), Tool("nft"));
     let mut host = Host::new();

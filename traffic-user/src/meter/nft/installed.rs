@@ -186,7 +186,7 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
         return Ok(Vec::new());
     };
     let mut said = Vec::new();
-    let mut entries = Vec::new();
+    let (mut entries, mut rest) = (Vec::<Entry>::new(), Vec::<Entry>::new());
     // Another set of ports is another group, whose counters begin at zero: with the old ones it would be
     // charged again for all that they have.
     let mut next = about.entries.iter().map(|entry| entry.id).max().map_or(0, |id| id + 1);
@@ -199,13 +199,24 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
         match entry.group.without(port) {
             Some(group) => {
                 said.push(format!("port {port} of the nft counters of {ports}"));
-                entries.push(Entry { id: next, group: Arc::new(group), watched: entry.watched });
+                rest.push(Entry { id: next, group: Arc::new(group), watched: entry.watched });
                 next += 1;
             }
             None => said.push(format!("nft counters of port {port}")),
         }
     }
     if said.is_empty() || dry_run {
+        return Ok(said);
+    }
+    for group in rest {
+        // One that is there already, given up before, goes on where it was.
+        match entries.iter_mut().find(|entry| entry.group == group.group) {
+            Some(entry) => entry.watched |= group.watched,
+            None => entries.push(group),
+        }
+    }
+    if entries.iter().all(|entry| !entry.watched) {
+        take_off(&tool()?, &tables)?;
         return Ok(said);
     }
     let rest = About { entries, ..about };
