@@ -59,7 +59,7 @@ fn side(tool: Tool, ours: &Ours, booked: Option<&Snapshot>) -> Side {
     if let Some(given) = &given {
         last.values = values_when(given, ours, last.values);
     }
-    let made = ours.note.map(|note| note.made).unwrap_or_default();
+    let made = ours.made();
     Side { carries: ours.carries.clone(), last, given, proven, made, tool }
 }
 

@@ -3,7 +3,7 @@
 //! ours. The tables of the older back end are the kernel's own and cannot be taken away.
 
 use super::{
-    rules::{Family, Ours, hook},
+    rules::{Family, hook},
     tool::{Backend, Tool},
 };
 use crate::{accounting::reading::Direction, meter::nft};
@@ -53,22 +53,17 @@ impl Made {
     }
 }
 
-/// The chains that go with ours: they came with them, and nobody else put anything there.
-pub(super) fn going(ours: &Ours) -> impl Iterator<Item = &'static str> + use<> {
-    let hooks = ours.note.map(|note| note.made.hooks).unwrap_or_default();
-    let spare = ours.spare;
-    Direction::ALL
-        .into_iter()
-        .filter(move |way| hooks[*way as usize] && spare[*way as usize])
-        .map(hook)
+/// The chains that go with ours: they came with them, and are `spare` because nobody else put anything there.
+pub(super) fn going(made: Made, spare: [bool; 2]) -> impl Iterator<Item = &'static str> {
+    let goes = move |way: &Direction| made.hooks[*way as usize] && spare[*way as usize];
+    Direction::ALL.into_iter().filter(goes).map(hook)
 }
 
 /// Takes them away, once ours are off, and the table if nothing else is in it. The kernel takes away nothing
 /// that somebody put a rule or a chain into meanwhile.
-pub(super) fn remove(tool: &Tool, ours: &Ours) {
-    let Some(note) = ours.note.filter(|_| tool.backend == Backend::Nft) else { return };
-    let table = note.made.table.then_some(None);
-    for chain in going(ours).map(Some).chain(table) {
+pub(super) fn remove(tool: &Tool, made: Made, spare: [bool; 2]) {
+    let table = made.table.then_some(None);
+    for chain in going(made, spare).map(Some).chain(table) {
         if let Err(error) = nft::remove_filter(tool.family == Family::V6, chain) {
             tracing::debug!(%error, chain, "an empty chain or table stays");
         }

@@ -16,6 +16,14 @@ use crate::meter::nft;
 ///
 /// The first thing that could not be removed; all that could be is removed.
 pub fn clean(dry_run: bool) -> Result<Vec<String>, MeterError> {
+    if !dry_run {
+        // All of it or nothing, as far as the programs can tell before.
+        for tool in tool::all() {
+            if let Ok(ours) = tool.ours() {
+                tool.rehearse(&ours.removal())?;
+            }
+        }
+    }
     each(|tool, ours| {
         if !dry_run {
             tool.remove(ours)?;
@@ -110,12 +118,17 @@ fn each(
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    failed.map_or(Ok(said), Err)
+    let Some(error) = failed else { return Ok(said) };
+    // Whoever reads the error is to know what is gone all the same.
+    for line in said {
+        tracing::warn!("not all could be done; this was: {line}");
+    }
+    Err(error)
 }
 
 fn said(tool: &Tool, ours: &Ours) -> Vec<String> {
     let rules = ours.counting.iter().map(|(rule, ..)| line(tool, rule));
-    let chains = ours.chains.iter().copied().chain(base::going(ours));
+    let chains = ours.chains.iter().copied().chain(base::going(ours.made(), ours.spare));
     rules.chain(chains.map(|chain| tool.place(chain))).collect()
 }
 

@@ -499,7 +499,14 @@ pub fn try_here() -> Result<(), String> {
             "-F TRAFFIC_TRY",
             "-X TRAFFIC_TRY",
         ];
-        tool.change(&lines.map(str::to_owned))
+        if !tool.has_tables(Some("filter")) {
+            // To try would make a table, which stays until the network namespace ends.
+            return Ok(());
+        }
+        let made = Made::now(tool);
+        let tried = tool.change(&lines.map(str::to_owned));
+        base::remove(tool, made, [true, true]);
+        tried
     };
     let tools = tool::choose().map_err(|error| error.to_string())?;
     tools.iter().try_for_each(trial).map_err(|error| error.to_string())

@@ -165,8 +165,8 @@ impl IptablesMeter {
             .collect();
         for ((side, ours), carries) in self.sides.iter_mut().zip(found).zip(&next) {
             let now = Made::now(&side.tool);
-            // Where not even the notes were left, what is there is of those who made it since.
-            side.made = if ours.note.is_some() { side.made.or(now) } else { now };
+            // Where nothing of ours was left, what is there is of those who made it since.
+            side.made = if ours.is_empty() { now } else { side.made.or(now) };
             let (note, carries) = (side.note(note), carries.clone());
             let wanted = Wanted { note, carries, counting: wanted.clone() };
             side.tool.change(&ours.change(&wanted))?;

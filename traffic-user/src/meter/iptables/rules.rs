@@ -431,6 +431,11 @@ impl Ours {
         Some(())
     }
 
+    /// What came with ours; nothing where the notes are gone.
+    pub(super) fn made(&self) -> Made {
+        self.note.map(|note| note.made).unwrap_or_default()
+    }
+
     /// Whether there is nothing of ours.
     pub(super) fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.jumps.iter().all(Vec::is_empty)

@@ -5,11 +5,11 @@ use std::{fs, path::PathBuf, time::Duration};
 use super::{
     base,
     parse::{self, Table},
-    rules::{self, Family, Ours},
+    rules::{self, Family, NOTE, Ours},
 };
 use crate::{
     accounting::ident::shown,
-    meter::{MeterError, host},
+    meter::{MeterError, host, nft},
     run::{self, RunError, Said},
 };
 
@@ -74,7 +74,7 @@ impl Tool {
     }
 
     /// Whether the kernel has tables of this back end; to ask the tools would make them.
-    fn has_tables(&self, table: Option<&str>) -> bool {
+    pub(super) fn has_tables(&self, table: Option<&str>) -> bool {
         if self.backend == Backend::Nft {
             return true;
         }
@@ -92,7 +92,31 @@ impl Tool {
             return Ok(Table::default());
         }
         let tables = self.list(&["-c", "-t", "filter"])?;
-        Ok(tables.into_iter().find(|table| table.name == "filter").unwrap_or_default())
+        let Some(table) = tables.into_iter().find(|table| table.name == "filter") else {
+            return self.not_listed();
+        };
+        Ok(table)
+    }
+
+    /// Whether the kernel says that there is something of ours, whatever the program lists.
+    fn may_have_ours(&self) -> bool {
+        let ipv6 = self.family == Family::V6;
+        self.backend == Backend::Nft && nft::has_filter(ipv6, Some(NOTE)).is_ok_and(|there| there)
+    }
+
+    /// A table that is not in the list: there is none, or there is something in it that the program does not
+    /// understand, so that it says nothing of it. That must not be taken for a table without rules of ours.
+    fn not_listed(&self) -> Result<Table, MeterError> {
+        let is_there = self.backend == Backend::Nft
+            && nft::has_filter(self.family == Family::V6, None).unwrap_or(true);
+        if !is_there {
+            return Ok(Table::default());
+        }
+        let said = format!(
+            "nothing of the {} table filter: it has rules that this program does not understand",
+            self.family.name()
+        );
+        Err(MeterError::Tool { doing: LIST, tool: self.save.display().to_string(), said })
     }
 
     /// Whether somebody else has rules in any table of this back end.
@@ -129,7 +153,7 @@ impl Tool {
     /// Takes all of ours off, and what came with them.
     pub(super) fn remove(&self, ours: &Ours) -> Result<(), MeterError> {
         self.change(&ours.removal())?;
-        base::remove(self, ours);
+        base::remove(self, ours.made(), ours.spare);
         Ok(())
     }
 
@@ -279,6 +303,7 @@ pub(super) fn choose() -> Result<Vec<Tool>, MeterError> {
             seen.ours |= match tool.ours() {
                 // What nobody may look at may be ours, and others beside it would count the same.
                 Err(error @ MeterError::Denied { .. }) => return Err(error),
+                Err(error) if tool.may_have_ours() => return Err(error),
                 ours => ours.is_ok_and(|ours| !ours.is_empty()),
             };
             seen.filled |= tool.is_filled();
