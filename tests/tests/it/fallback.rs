@@ -3,6 +3,7 @@
 mod adopted;
 mod bad;
 mod changing;
+mod cleaning;
 mod former;
 mod left;
 mod relay;
@@ -373,75 +374,6 @@ fn the_verb_shows_ports_users_and_totals_in_every_form() {
         assert!(table.contains("l3-skb") && table.contains("web"), "{meter}: {table}");
         assert_eq!(iptables(&site, &lab, &["user", "--ipv4"]).code, Some(2), "{meter}");
         daemon.stop();
-    }
-}
-
-#[test]
-fn the_rules_of_one_port_are_cleaned_and_no_others() {
-    needs!();
-    for meter in METERS {
-        let (site, lab) = (Site::new(), Lab::new());
-        let before = lab.rules();
-        run(&site, &lab, meter, &["--ports", "80,8080,443/udp", "--persist"]).stop();
-        for (port, piece) in [("0", "0"), ("70000", "70000"), ("81", "80 8080 443")] {
-            let refused = iptables(&site, &lab, &["clean", port]);
-            assert_eq!(refused.code, Some(2), "{meter} {port}");
-            assert!(refused.stderr.contains(piece), "{meter}: {}", refused.stderr);
-        }
-        let dry = iptables(&site, &lab, &["clean", "80", "--dry-run", "--json"]).json();
-        keeps_to("clean", &dry);
-        let said = iptables(&site, &lab, &["clean", "80", "--json"]).json();
-        assert_eq!(said["removed"], dry["removed"], "{meter}");
-        let left = iptables(&site, &lab, &["port", "--json"]).json();
-        let watched: Vec<_> = left["ports"]
-            .as_object()
-            .expect("ports")
-            .iter()
-            .filter(|(_, port)| port["watched"] == true)
-            .map(|(key, _)| key.clone())
-            .collect();
-        assert_eq!(watched, ["443", "8080"], "{meter}");
-        let all = iptables(&site, &lab, &["clean", "--all", "--json"]).json();
-        assert_eq!(all["dry_run"], false);
-        assert_eq!(lab.rules(), before, "{meter}");
-    }
-}
-
-#[test]
-fn a_group_of_several_ports_goes_on_without_the_one_that_is_cleaned() {
-    needs!();
-    for meter in METERS {
-        let (site, lab) = (Site::new(), Lab::new());
-        let before = lab.rules();
-        let list = "80,5000+5002+20000-20100/udp=web";
-        run(&site, &lab, meter, &["--ports", list, "--persist"]).stop();
-        lab.send(false, 5002, 3);
-        let dry = iptables(&site, &lab, &["clean", "20050", "--dry-run", "--json"]).json();
-        for port in ["20050", "5000"] {
-            let said = iptables(&site, &lab, &["clean", port, "--json"]).json();
-            let lines = said["removed"].as_array().expect("a list");
-            assert!(!lines.is_empty(), "{meter} {port}");
-            for line in lines {
-                assert!(line.to_string().contains(&format!("port {port} of ")), "{meter}: {line}");
-            }
-            if port == "20050" {
-                assert_eq!(said["removed"], dry["removed"], "{meter}");
-            }
-        }
-        lab.send(false, 5000, 1);
-        lab.send(false, 20_050, 1);
-        lab.send(false, 20_051, 1);
-        lab.send(false, 5002, 1);
-        let left = iptables(&site, &lab, &["port", "--json"]).json();
-        let rest = &left["ports"]["5002,20000-20049,20051-20100"];
-        assert_eq!(rest["group"], "web", "{meter}: {left}");
-        // Other ports are another group, which begins at zero.
-        assert_eq!(rest["input_packets"], 2, "{meter}: {left}");
-        for port in ["5002", "20000"] {
-            assert_eq!(iptables(&site, &lab, &["clean", port]).code, Some(0), "{meter}");
-        }
-        assert_eq!(iptables(&site, &lab, &["clean", "--all"]).code, Some(0));
-        assert_eq!(lab.rules(), before, "{meter}");
     }
 }
 

@@ -70,9 +70,19 @@ pub struct Cursors {
     pub devices: Option<Devices>,
     /// Where groups that were reset begin for people.
     pub zeros: Zeros,
-    /// The boot of the host in which the counters were left to go on without a process; `None` when they go
-    /// with it.
-    pub left: Option<u64>,
+    /// What was left to go on without a process.
+    pub left: Option<Left>,
+}
+
+/// Counters that go on when their process ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The boot of the host in which they were left.
+    pub boot: u64,
+    /// The meter that they are of.
+    pub meter: &'static str,
+    /// Where they are to be found, for the meter.
+    pub place: String,
 }
 
 /// The last poll of a proxy, and in which life of the host it was.
@@ -143,7 +153,7 @@ pub struct State {
     merge: Merge,
     relay: Relay,
     zeros: Zeros,
-    left: Option<u64>,
+    left: Option<Left>,
     layer: Option<Layer>,
     owed: HashMap<(Subject, Layer), Owed>,
     events: Vec<Event>,
@@ -322,7 +332,7 @@ impl State {
             proxy: polled.or_else(|| self.former.clone()),
             devices: self.relay.last().cloned(),
             zeros: self.zeros.clone(),
-            left: self.left,
+            left: self.left.clone(),
         }
     }
 
@@ -346,24 +356,44 @@ impl State {
         self.frame.snapshots().iter().filter(read_last).collect()
     }
 
-    /// Readings of counters that were left to go on without a process in this boot of the host, so that they
-    /// must still be there.
-    pub fn left(&self) -> Vec<&Snapshot> {
-        if self.left == Some(self.boot) { self.unfinished() } else { Vec::new() }
+    /// What was left to go on without a process in this boot of the host, so that it must still be there.
+    pub fn left(&self) -> Option<&Left> {
+        self.left.as_ref().filter(|left| left.boot == self.boot)
     }
 
-    /// Takes note of whether the counters go on when this process ends.
-    pub fn leave(&mut self, persist: bool) {
-        self.left = persist.then_some(self.boot);
+    /// Takes note that the counters of a meter go on when this process ends, at a place, or with `None` that
+    /// they go with it. What another meter was left to count goes on beside them then.
+    pub fn leave(&mut self, meter: &'static str, place: Option<String>) {
+        match place {
+            Some(place) => self.left = Some(Left { boot: self.boot, meter, place }),
+            None if self.left.as_ref().is_some_and(|left| left.meter == meter) => self.left = None,
+            None => {}
+        }
     }
 
-    /// Takes note that counters which were left to go on are gone. `at` is nanoseconds of Unix time. Gives
-    /// that for people.
-    pub fn left_is_gone(&mut self, meter: &str, since: i128, at: i128) -> String {
+    /// Takes note that what was left to go on is gone. `at` is nanoseconds of Unix time. Gives that for
+    /// people.
+    pub fn left_is_gone(&mut self, at: i128) -> Option<String> {
+        let Left { meter, .. } = self.left.take()?;
+        let since = self.frame.snapshot(meter).map_or(at, |last| last.window.end);
         let event = events::gone(at, meter, since);
         let what = event.what.clone();
         self.note(event);
-        what
+        Some(what)
+    }
+
+    /// Takes note that counters of a meter, whose last reading was taken, were taken off on purpose: nobody is
+    /// to miss them. `rest` is what the meter goes on with, in the same epoch. `at` is nanoseconds of Unix
+    /// time.
+    pub fn took_off(&mut self, meter: &str, rest: Option<Snapshot>, what: String, at: i128) {
+        self.note(Event { at, kind: "cleaned".to_owned(), subject: None, what });
+        match rest {
+            Some(rest) => {
+                self.zeros.forget_fallen(&rest);
+                self.frame.insert(rest);
+            }
+            None => self.left = self.left.take().filter(|left| left.meter != meter),
+        }
     }
 
     /// Whose bytes they were.

@@ -56,6 +56,16 @@ impl Zeros {
         self.0.retain(|zero| zero.meter != snapshot.meter || zero.epoch == snapshot.epoch);
     }
 
+    /// Lets go of those of groups that are not in this reading, or began again before it.
+    pub fn forget_fallen(&mut self, snapshot: &Snapshot) {
+        let of_it = |zero: &Zero| (zero.meter, zero.epoch) == (snapshot.meter, snapshot.epoch);
+        let goes_on = |zero: &Zero| {
+            let reading = snapshot.groups.iter().find(|reading| zero.is_of(snapshot, reading));
+            reading.is_some_and(|reading| zero.lanes.less(&reading.lanes) == Lanes::default())
+        };
+        self.0.retain(|zero| !of_it(zero) || goes_on(zero));
+    }
+
     /// Takes off what was counted before, and gives for each group when it was reset.
     pub fn apply(&self, snapshot: &mut Snapshot) -> Vec<Option<i128>> {
         let found: Vec<Option<&Zero>> = snapshot

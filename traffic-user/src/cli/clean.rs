@@ -5,9 +5,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Common, print};
+use super::{
+    Common, print,
+    run::{ledger_options, lock},
+};
 use crate::{
-    meter::{self, Lock},
+    daemon::clean_alone,
+    ledger::Reader,
+    meter::{self, Lock, MeterError},
     view::json::JSON_VERSION,
 };
 
@@ -21,7 +26,8 @@ pub(super) struct Args {
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     // Not under the feet of a daemon that counts.
     let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns(None)?) };
-    let said = meter::clean(&common.pins, args.dry_run)?;
+    let clean = || meter::clean(&common.pins, args.dry_run);
+    let said = if args.dry_run { clean()? } else { booked(common, clean)? };
     if common.json {
         let document = json!({
             "jsonversion": JSON_VERSION,
@@ -37,4 +43,33 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         print(&lines)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes off with `clean`. What that goes on counting without a daemon is booked first, where there is a
+/// ledger, so that nothing of it is lost, and the next start misses nothing that went on purpose.
+pub(super) fn booked(
+    common: &Common,
+    clean: impl FnOnce() -> Result<Vec<String>, MeterError>,
+) -> Result<Vec<String>> {
+    let there = common.config.ledger != Some(false)
+        && Reader::open(&common.state).is_ok_and(|reader| reader.is_some());
+    let installed = || match meter::installed(&common.pins) {
+        Ok(installed) => installed.map(|(snapshot, _)| snapshot),
+        Err(error) => {
+            tracing::debug!(%error, "what counts cannot be read");
+            None
+        }
+    };
+    let kernel = if there { installed() } else { None };
+    let Some(kernel) = kernel else { return Ok(clean()?) };
+    let _lock = match lock(common) {
+        Ok(lock) => lock,
+        // A daemon in another network namespace, or a folder that may only be read.
+        Err(error) => {
+            tracing::warn!(%error, "what was counted since the last booking is not booked");
+            return Ok(clean()?);
+        }
+    };
+    let books = (common.state.as_path(), ledger_options(&common.config)?);
+    clean_alone(books, kernel, || Ok(clean()?), installed)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Common, host, print, proxy::ProxyArgs, stats};
 use crate::{
     accounting::{
-        ident::{Hook, MeterKind},
+        ident::{Hook, MeterKind, shown},
         proxy::ApiState,
     },
     daemon::{Question, ask},
@@ -269,11 +269,11 @@ fn devices() -> Vec<Check> {
                 0 => "no link header".to_owned(),
                 bytes => format!("link header of {bytes} bytes"),
             };
-            Check::ok("device", format!("{} ({header})", device.name))
+            Check::ok("device", format!("{} ({header})", shown(&device.name)))
         })
         .collect();
     for (name, reason) in choice.left_out {
-        checks.push(Check::info("device", format!("{name} left out: {reason}"), ""));
+        checks.push(Check::info("device", format!("{} left out: {reason}", shown(&name)), ""));
     }
     if checks.is_empty() {
         checks.push(Check::info(

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -185,20 +185,20 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         let _inside = runtime.enter();
         Signals::listen(persist).context("cannot listen for signals")?
     };
-    let gone = meter::gone(&common.pins, &state.left()).map(|left| (left.meter, left.window.end));
+    let gone = state.left().is_some_and(|left| meter::gone(left.meter, Path::new(&left.place)));
     let options = Options {
         kind,
         cgroup,
         persist,
         pins: common.pins.clone(),
         log: args.log_packets,
-        gap: gone.is_some(),
+        gap: gone,
     };
     let meter = Meter::start(&options, &groups, &state.unfinished())?;
-    if let Some((meter, since)) = gone {
-        tracing::warn!("{}", state.left_is_gone(meter, since, unix_time()));
+    if gone && let Some(what) = state.left_is_gone(unix_time()) {
+        tracing::warn!("{what}");
     }
-    state.leave(persist);
+    state.leave(meter.kind().name(), persist.then(|| common.pins.display().to_string()));
     fault::signal_at("meter started");
     if let Some(proxy) = &mut proxy
         && let Err(error) = proxy.watch()

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::{Common, dump, host, print, proxy::ProxyArgs, summary};
 use crate::{
-    accounting::{attribute::once, proxy::Inbound, reading::Snapshot, report::Dump},
+    accounting::{attribute::once, proxy::Inbound, reading::Snapshot, report::Dump, zeros::Zeros},
     config::interval,
     daemon::{ProxyPlace, Question, api_document, api_report, ask, joined, online, unix_time},
     meter::{
@@ -103,12 +103,11 @@ fn gather(common: &Common, args: &Args) -> Result<Document> {
 }
 
 /// The merged report of what rules count, even where pins count as well.
-pub(super) fn of_rules(common: &Common, proxy: &ProxyArgs) -> Result<Document> {
-    let rules = meter::rules_installed()?.map(|snapshot| Dump {
-        host: host(),
-        snapshot,
-        devices: Vec::new(),
-        passed_over: Vec::new(),
+/// From where groups that were reset begin.
+pub(super) fn of_rules(common: &Common, proxy: &ProxyArgs, zeros: &Zeros) -> Result<Document> {
+    let rules = meter::rules_installed()?.map(|mut snapshot| {
+        zeros.apply(&mut snapshot);
+        Dump { host: host(), snapshot, devices: Vec::new(), passed_over: Vec::new() }
     });
     merged(common, proxy, rules)
 }

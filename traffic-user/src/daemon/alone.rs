@@ -1,4 +1,4 @@
-//! A reset while no daemon runs. One tick in its place: all that was moved until now is booked, and what is
+//! What verbs do to counters while no daemon runs, a reset and cleaning. One tick in its place: all that was moved until now is booked, and what is
 //! moved from now on is of a new period.
 
 use std::{path::Path, sync::Arc};
@@ -78,6 +78,56 @@ pub(crate) fn reset_alone(
     }
     book(&mut books, &mut state)?;
     Ok(if of_proxy { format!("{what}; {}", said?) } else { said.map(|_| what)? })
+}
+
+/// Books what goes on counting without a daemon before it is taken off, and that it was on purpose. `kernel`
+/// is what it has counted, `clean` takes it off and says what went, `rest` is what is left of it then. The
+/// caller holds the lock of the state folder.
+///
+/// # Errors
+///
+/// What `clean` fails with. A ledger that cannot be written keeps nothing from being taken off.
+pub(crate) fn clean_alone(
+    (folder, options): (&Path, ledger::Options),
+    kernel: Snapshot,
+    clean: impl FnOnce() -> Result<Vec<String>>,
+    rest: impl FnOnce() -> Option<Snapshot>,
+) -> Result<Vec<String>> {
+    let (meter, epoch) = (kernel.meter, kernel.epoch);
+    let opened = Books::open(folder, options, Begin { now: unix_time(), boot: boot_id() });
+    let (mut books, mut state) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            not_booked(&error);
+            return clean();
+        }
+    };
+    let mut frame = Frame::new(kernel.window.end);
+    frame.insert(kernel);
+    devices_again(&state.cursors()).into_iter().for_each(|devices| frame.set_devices(devices));
+    state.tick(frame, None);
+    // Before it goes.
+    if let Err(error) = book(&mut books, &mut state) {
+        not_booked(&error);
+    }
+    let said = clean()?;
+    let rest = rest().filter(|rest| (rest.meter, rest.epoch) == (meter, epoch));
+    let what = match &rest {
+        Some(_) => format!("{meter}: taken off by `clean`: {}", said.join(", ")),
+        None => format!("{meter}: all that counted was taken off by `clean`"),
+    };
+    state.took_off(meter, rest, what, unix_time());
+    if let Err(error) = book(&mut books, &mut state) {
+        not_booked(&error);
+    }
+    Ok(said)
+}
+
+fn not_booked(error: &anyhow::Error) {
+    tracing::warn!(
+        error = format!("{error:#}"),
+        "what was counted since the last booking may not be in the ledger"
+    );
 }
 
 /// What the devices whose counters were read last have counted now; `None` where that cannot be told.

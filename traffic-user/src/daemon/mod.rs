@@ -32,7 +32,7 @@ use crate::{
         delta::{First, diff},
         frame::Frame,
         ident::Groups,
-        reading::Snapshot,
+        reading::{Snapshot, Traffic},
         report::{DeviceReport, Dump},
         tick::State,
         usage::Event,
@@ -47,7 +47,7 @@ use crate::{
     view::{json, stats, table},
 };
 
-pub(crate) use alone::{Asked as AskedProxy, reset_alone};
+pub(crate) use alone::{Asked as AskedProxy, clean_alone, reset_alone};
 pub(crate) use books::Books;
 pub(crate) use control::{Before, Question, Whose, ask};
 pub(crate) use notify::is_watched;
@@ -368,8 +368,17 @@ impl Counting {
     /// Reads the kernel's meter, merges what it says, and books it.
     fn tick(&mut self, meter: &mut Meter, mut proxy: Option<&mut Proxy>) -> Result<()> {
         let (taken_over, error) = meter.take_over();
-        for Handover { last, baseline } in taken_over {
+        for Handover { last, baseline, unseen } in taken_over {
+            let (at, old, new) = (baseline.window.end, last.meter, baseline.meter);
             self.state.hand_over(last, baseline);
+            if unseen != Traffic::default() {
+                let what = format!(
+                    "from {old} to {new}: packets never stopped, and at most {} bytes in and {} out are in neither",
+                    unseen.input_bytes, unseen.output_bytes
+                );
+                tracing::warn!("{what}");
+                self.state.note(Event { at, kind: "gap".to_owned(), subject: None, what });
+            }
         }
         if let Some(error) = error {
             tracing::warn!(
@@ -383,10 +392,9 @@ impl Counting {
         });
         let snapshot = meter.read()?;
         let at = snapshot.window.end;
-        for loss in meter.losses() {
-            let what = format!("{}: rules were gone and are put back: {loss}", snapshot.meter);
+        for (kind, what) in meter.losses() {
             tracing::warn!("{what}");
-            self.state.note(Event { at, kind: "rules-lost".to_owned(), subject: None, what });
+            self.state.note(Event { at, kind: kind.to_owned(), subject: None, what });
         }
         let poll = proxy.as_mut().and_then(|proxy| {
             proxy.configure(&mut self.state);

@@ -11,7 +11,7 @@ use crate::accounting::{
     reading::{Coverage, Epoch, GroupReading, Lanes, Layer, Skipped, Snapshot, Traffic, Window},
     relay::{DeviceReading, Devices},
     subject::SubjectKind,
-    tick::ProxyCursor,
+    tick::{Left, ProxyCursor},
     usage::Level,
     zeros::{Zero, Zeros},
 };
@@ -160,6 +160,13 @@ struct StoredDevices {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredLeft {
+    boot: u64,
+    meter: String,
+    place: String,
+}
+
+#[derive(Serialize, Deserialize)]
 struct StoredZero {
     meter: String,
     epoch: u64,
@@ -210,6 +217,17 @@ pub(super) fn write_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>, postcard::E
         groups: snapshot.groups.iter().map(group).collect(),
         skipped: snapshot.skipped.map(|skipped| skipped.each().map(|(_, traffic)| four(traffic))),
     })
+}
+
+pub(super) fn write_left(left: &Left) -> Result<Vec<u8>, postcard::Error> {
+    let Left { boot, meter, place } = left.clone();
+    postcard::to_allocvec(&StoredLeft { boot, meter: meter.to_owned(), place })
+}
+
+/// `None` when it cannot be understood.
+pub(super) fn read_left(bytes: &[u8]) -> Option<Left> {
+    let StoredLeft { boot, meter: name, place } = postcard::from_bytes(bytes).ok()?;
+    Some(Left { boot, meter: meter(&name)?, place })
 }
 
 /// `None` when it cannot be understood.

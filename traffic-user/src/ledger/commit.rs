@@ -274,8 +274,8 @@ fn write_cursors(db: &Connection, known: &mut Known, cursors: &Cursors) -> rusql
         zeros if zeros.0.is_empty() => remove(ZEROS)?,
         zeros => write(ZEROS, &codec::write_zeros(zeros).map_err(unwritable)?)?,
     };
-    match cursors.left {
-        Some(boot) => write(LEFT, &boot.to_be_bytes())?,
+    match &cursors.left {
+        Some(left) => write(LEFT, &codec::write_left(left).map_err(unwritable)?)?,
         None => remove(LEFT)?,
     };
     let Some(proxy) = &cursors.proxy else { return Ok(()) };
@@ -315,6 +315,6 @@ pub(super) fn cursors(db: &Connection) -> rusqlite::Result<Cursors> {
     let devices = read(DEVICES)?.and_then(|value| codec::read_devices(&value));
     let zeros = read(ZEROS)?.map(|value| codec::read_zeros(&value)).unwrap_or_default();
     let active = active.split(' ').filter_map(codec::meter).collect();
-    let left = read(LEFT)?.and_then(|value| value.try_into().ok()).map(u64::from_be_bytes);
+    let left = read(LEFT)?.and_then(|value| codec::read_left(&value));
     Ok(Cursors { kernel, active, proxy, devices, zeros, left })
 }

@@ -14,7 +14,7 @@ use crate::accounting::{
     reading::{Coverage, Layer, Traffic},
     retention::Keep,
     subject::{Subject, SubjectKind},
-    tick::{Cursors, Plan},
+    tick::{Cursors, Left, Plan},
     usage::{Bucket, By, Entry, Event, Level, Usage},
 };
 

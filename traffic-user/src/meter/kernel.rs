@@ -211,12 +211,21 @@ impl Meter {
         }
     }
 
-    /// Rules that were found gone and were put back since this was last asked, for people.
-    pub fn losses(&mut self) -> Vec<String> {
+    /// What was found gone since this was last asked, so that packets were missed: a kind of event, and what
+    /// happened, for people.
+    pub fn losses(&mut self) -> Vec<(&'static str, String)> {
+        let name = self.kind().name();
+        let rules = |losses: Vec<String>| {
+            let said = |loss| format!("{name}: rules were gone and are put back: {loss}");
+            losses.into_iter().map(|loss| ("rules-lost", said(loss))).collect()
+        };
         match &mut self.source {
-            Source::Ebpf(_) => Vec::new(),
-            Source::Nft(meter) => meter.losses(),
-            Source::Iptables(meter) => meter.losses(),
+            Source::Ebpf(meter) => {
+                let said = |loss| ("gap", format!("{name}: packets were missed: {loss}"));
+                meter.losses().into_iter().map(said).collect()
+            }
+            Source::Nft(meter) => rules(meter.losses()),
+            Source::Iptables(meter) => rules(meter.losses()),
         }
     }
 
@@ -333,11 +342,11 @@ pub fn try_all(cgroup: Option<&Path>) -> Vec<Trial> {
     trials
 }
 
-/// The first of these readings whose counters, which were left to go on without a process, are not there any
-/// more. Those that nobody may look at are taken for there: the start says what it lacks.
-pub fn gone<'a>(pins: &Path, left: &[&'a Snapshot]) -> Option<&'a Snapshot> {
-    let is_gone = |left: &Snapshot| -> Result<bool, MeterError> {
-        Ok(match left.meter {
+/// Whether counters of a meter that were left to go on without a process are not there any more; eBPF has
+/// them at `pins`. Those that nobody may look at are taken for there: the start says what it lacks.
+pub fn gone(meter: &str, pins: &Path) -> bool {
+    let is_gone = || -> Result<bool, MeterError> {
+        Ok(match meter {
             "nft" => nft::Installed::open()?.is_none() && nft::Installed::open_former()?.is_none(),
             "iptables" => iptables::Installed::open()?.is_none(),
             _ => match Pinned::open(pins)? {
@@ -346,7 +355,7 @@ pub fn gone<'a>(pins: &Path, left: &[&'a Snapshot]) -> Option<&'a Snapshot> {
             },
         })
     };
-    left.iter().copied().find(|left| is_gone(left).unwrap_or(false))
+    is_gone().unwrap_or(false)
 }
 
 /// What goes on counting without a daemon: pins or rules, read once.

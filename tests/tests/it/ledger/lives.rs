@@ -289,7 +289,11 @@ fn pins_and_rules_that_are_taken_away_while_no_daemon_runs_are_a_gap_and_nothing
             }
             // Counted by what is taken away then: nobody can know of it.
             host.arrive(5);
-            assert_eq!(host.site.run(&host.ns, &["clean"]).code, Some(0), "{meter}");
+            if meter == "tcx" {
+                fs::remove_dir_all(&host.site.pins).expect("remove the pins");
+            } else {
+                host.ns.sh(&["nft", "flush", "ruleset"]);
+            }
             host.arrive(5);
         }
         let daemon = host.start(host.command(meter));
@@ -297,6 +301,28 @@ fn pins_and_rules_that_are_taken_away_while_no_daemon_runs_are_a_gap_and_nothing
         daemon.stop();
         assert_eq!(host.booked(layer), (23, Coverage::Gap), "{meter}");
         assert_eq!(host.happened(["restarted", "unwatched"]), [2, 0], "{meter}");
+        assert_eq!(host.site.run(&host.ns, &["clean"]).code, Some(0));
+    }
+}
+
+#[test]
+fn what_clean_takes_off_is_booked_before_and_missed_by_nobody() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("nft"), Tool("iptables-nft"));
+    for (meter, layer) in [("tcx", Layer::L3), ("nft", Layer::L3Skb), ("iptables", Layer::L3Skb)] {
+        let host = Host::new();
+        host.start(host.command(meter)).stop();
+        host.arrive(5);
+        assert_eq!(host.site.run(&host.ns, &["clean"]).code, Some(0), "{meter}");
+        assert_eq!(host.booked(layer), (5, Coverage::Complete), "{meter}");
+        // Nobody counts these, and everybody knows.
+        host.arrive(5);
+        let daemon = host.start(host.command(meter));
+        host.arrive(3);
+        daemon.stop();
+        assert_eq!(host.booked(layer).0, 8, "{meter}");
+        assert_eq!(host.happened(["cleaned", "gap", "unwatched"]), [1, 0, 0], "{meter}");
+        let dump = host.site.run(&host.ns, &["dump", "--json"]).json();
+        assert_eq!(dump["coverage"], "complete", "{meter}");
         assert_eq!(host.site.run(&host.ns, &["clean"]).code, Some(0));
     }
 }

@@ -326,19 +326,40 @@ fn what_was_left_must_still_be_there_within_one_boot() {
     first.tick(frame([snapshot("nft", 7, 110 * NANOS, 1000)]), None);
     let left = |cursors: Cursors, boot| {
         let state = State::begin(cursors, Begin { now: 200 * NANOS, boot });
-        state.left().into_iter().map(|left| (left.meter, left.epoch.0)).collect::<Vec<_>>()
+        state.left().map(|left| (left.meter, left.place.clone()))
     };
     let boot = first.boot;
-    first.leave(false);
-    assert_eq!(left(first.cursors(), boot), []);
-    first.leave(true);
-    assert_eq!(left(first.cursors(), boot), [("nft", 7)]);
-    assert_eq!(left(first.cursors(), boot + 1), [], "another boot has taken it away");
+    first.leave("nft", None);
+    assert_eq!(left(first.cursors(), boot), None);
+    first.leave("nft", Some("here".to_owned()));
+    let wanted = Some(("nft", "here".to_owned()));
+    assert_eq!(left(first.cursors(), boot), wanted);
+    assert_eq!(left(first.cursors(), boot + 1), None, "another boot has taken it away");
+    first.leave("tcx", None);
+    assert_eq!(left(first.cursors(), boot), wanted, "it goes on beside a run of another meter");
 
     let mut next = State::begin(first.cursors(), Begin { now: 200 * NANOS, boot });
-    let what = next.left_is_gone("nft", 110 * NANOS, 200 * NANOS);
+    let what = next.left_is_gone(200 * NANOS).unwrap();
     let [event] = next.plan(200).events.try_into().unwrap();
     assert_eq!((event.kind.as_str(), event.what), ("gap", what));
+    assert_eq!(next.left(), None);
+}
+
+#[test]
+fn what_is_taken_off_on_purpose_is_not_missed_and_the_rest_goes_on_from_where_it_is() {
+    let mut state = begin(Cursors::default(), 100);
+    state.leave("nft", Some(String::new()));
+    assert_eq!(charged(&mut state, snapshot("nft", 7, 110 * NANOS, 1000)).0, 0);
+    state.begin_at_zero(|_| true, 110 * NANOS);
+    assert_eq!(charged(&mut state, snapshot("nft", 7, 120 * NANOS, 1500)).0, 500);
+    // Its counters begin again with the rules, in the same epoch.
+    let rest = snapshot("nft", 7, 121 * NANOS, 0);
+    state.took_off("nft", Some(rest), "port 443".to_owned(), 121 * NANOS);
+    assert!(state.left().is_some() && state.cursors().zeros.0.is_empty());
+    let (bytes, kinds) = charged(&mut state, snapshot("nft", 7, 130 * NANOS, 40));
+    assert_eq!((bytes, kinds), (40, vec!["cleaned".to_owned()]));
+    state.took_off("nft", None, "all".to_owned(), 140 * NANOS);
+    assert_eq!(state.left(), None);
 }
 
 /// Counters are in no order.

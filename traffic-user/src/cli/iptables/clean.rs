@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::IsTerminal as _, process::ExitCode};
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::super::{Common, agreed, print};
+use super::super::{Common, agreed, clean::booked, print};
 use crate::{
     meter::{
         self, Lock, MeterError,
@@ -42,8 +42,9 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     // Not under the feet of a daemon, which would put them back.
     let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns(None)?) };
     let said = match args.port {
-        Some(port) => rules_of(port, args.dry_run)?,
-        None => meter::clean_rules(args.dry_run)?,
+        Some(port) => rules_of(common, port, args.dry_run)?,
+        None if args.dry_run => meter::clean_rules(true)?,
+        None => booked(common, || meter::clean_rules(false))?,
     };
     say(common, args.dry_run, &said, &[])?;
     Ok(ExitCode::SUCCESS)
@@ -52,11 +53,14 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
 /// Takes our rules of one port away and says so: for the menu.
 pub(super) fn port(common: &Common, port: u16) -> Result<()> {
     let _lock = Lock::of_this_netns(None)?;
-    say(common, false, &rules_of(port, false)?, &[])
+    say(common, false, &rules_of(common, port, false)?, &[])
 }
 
-fn rules_of(port: u16, dry_run: bool) -> Result<Vec<String>, anyhow::Error> {
-    let said = meter::clean_rules_of(port, dry_run)?;
+fn rules_of(common: &Common, port: u16, dry_run: bool) -> Result<Vec<String>, anyhow::Error> {
+    let mut said = meter::clean_rules_of(port, true)?;
+    if !dry_run && !said.is_empty() {
+        said = booked(common, || meter::clean_rules_of(port, false))?;
+    }
     if !said.is_empty() {
         return Ok(said);
     }

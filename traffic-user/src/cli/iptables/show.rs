@@ -114,7 +114,8 @@ fn users(common: &Common, args: &Args) -> Result<String> {
     let Some(snapshot) = meter::rules_installed()? else {
         bail!("{NO_RULES}");
     };
-    let document = match stats::of_rules(common, &args.proxy) {
+    let zeros = zeros(common);
+    let document = match stats::of_rules(common, &args.proxy, &zeros) {
         // A daemon that counts with eBPF knows nothing of these rules.
         Ok(document) if document.layer.as_deref() == Some(Layer::L3Skb.name()) => Some(document),
         Ok(_) => None,
@@ -123,7 +124,7 @@ fn users(common: &Common, args: &Args) -> Result<String> {
             None
         }
     };
-    let report = RulesReport::new(host(), snapshot, None, &zeros(common));
+    let report = RulesReport::new(host(), snapshot, None, &zeros);
     let rows = match &document {
         Some(document) => rules::by_user(document),
         None => rules::by_nobody(&report),

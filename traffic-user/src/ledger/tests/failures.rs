@@ -108,7 +108,11 @@ fn a_file_that_was_removed_is_begun_anew_with_the_cursors_and_says_so() {
     for file in fs::read_dir(&folder.0).unwrap() {
         fs::remove_file(file.unwrap().path()).unwrap();
     }
-    let cursors = Cursors { active: vec!["tcx"], left: Some(u64::MAX - 1), ..Cursors::default() };
+    let cursors = Cursors {
+        active: vec!["tcx"],
+        left: Some(Left { boot: 7, meter: "tcx", place: "/a b".to_owned() }),
+        ..Cursors::default()
+    };
     let news = store.commit(&Plan { cursors: cursors.clone(), ..one(0) }).unwrap();
     assert_eq!(news[0].kind, "ledger-replaced");
     assert_eq!(total(&folder), 1);
