@@ -228,7 +228,9 @@ fn live(args: &Args, config: &Config, output: Output, place: Option<&ProxyPlace>
     let typed = args.ports.clone().or_else(|| config.ports.clone());
     Ok(Live {
         wanted: Wanted::new(globs.unwrap_or(&args.iface))
-            .map_err(|error| anyhow!("--iface: {error}"))?,
+            .map_err(|error| {
+                anyhow!("--iface: {error}\n  remedy: in a glob `*`, `?` and `[...]` stand for others; write `[[]` for the bracket itself")
+            })?,
         interval: args.interval.or(config.interval).unwrap_or(Duration::from_secs(default)),
         // One that was named is there now or never; with ports that were typed, they are what is
         // wanted.

@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
     /// Do not ask: all that is listed goes
-    #[arg(long, short, requires = "foreign")]
+    #[arg(long, short, conflicts_with_all = ["port", "all"])]
     yes: bool,
 }
 
