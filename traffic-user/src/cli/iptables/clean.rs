@@ -1,6 +1,10 @@
 //! `traffic iptables clean`: rules of ours, and those that multi-v2ray left behind.
 
-use std::{collections::BTreeMap, io::IsTerminal as _, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 use anyhow::{Result, bail};
 use serde_json::json;
@@ -134,6 +138,9 @@ fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
     } else {
         // Whoever is to decide sees all of it.
         eprint_lines(&rules)?;
+        for line in &spared {
+            writeln!(std::io::stderr(), "  stays: {line}")?;
+        }
         bail!("each of these is asked about on a terminal\n  remedy: give --yes in scripts");
     }
     let removed = iptables::remove_foreign(&going)?;
@@ -142,7 +149,6 @@ fn foreign(common: &Common, args: &Args) -> Result<ExitCode> {
 }
 
 fn eprint_lines<'a>(rules: impl IntoIterator<Item = &'a ForeignRule>) -> Result<()> {
-    use std::io::Write as _;
     let mut stderr = std::io::stderr();
     for rule in rules {
         writeln!(stderr, "  {}", line(rule))?;

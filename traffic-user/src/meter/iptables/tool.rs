@@ -104,11 +104,11 @@ impl Tool {
         self.backend == Backend::Nft && nft::has_filter(ipv6, Some(NOTE)).is_ok_and(|there| there)
     }
 
-    /// A table that is not in the list: there is none, or there is something in it that the program does not
+    /// A table that is not in the list: there is none, or nothing in it, or there is something in it that the program does not
     /// understand, so that it says nothing of it. That must not be taken for a table without rules of ours.
     fn not_listed(&self) -> Result<Table, MeterError> {
         let is_there = self.backend == Backend::Nft
-            && nft::has_filter(self.family == Family::V6, None).unwrap_or(true);
+            && nft::filter_has_chains(self.family == Family::V6).unwrap_or(true);
         if !is_there {
             return Ok(Table::default());
         }

@@ -99,6 +99,11 @@ pub(in crate::meter) fn has_filter(ipv6: bool, chain: Option<&str>) -> Result<bo
     Kernel::open()?.has_filter(ipv6, chain)
 }
 
+/// Whether the table `filter` of `iptables-nft` has any chain for this version of IP.
+pub(in crate::meter) fn filter_has_chains(ipv6: bool) -> Result<bool, MeterError> {
+    Kernel::open()?.filter_has_chains(ipv6)
+}
+
 /// Takes a chain without rules away from the table `filter` of `iptables-nft`, or the table when nothing is in
 /// it.
 pub(in crate::meter) fn remove_filter(ipv6: bool, chain: Option<&str>) -> Result<(), MeterError> {

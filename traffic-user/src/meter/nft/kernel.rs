@@ -141,6 +141,19 @@ impl Kernel {
         }
     }
 
+    /// Whether that table has any chain.
+    pub(super) fn filter_has_chains(&mut self, ipv6: bool) -> Result<bool, MeterError> {
+        let mut found = false;
+        let which = in_filter(None);
+        // Old kernels list the chains of all tables.
+        let mut look = |_, body: &[u8]| found |= parse::is_of(body, "filter");
+        match self.dump(version(ipv6), NFT_MSG_GETCHAIN, &which, &mut look) {
+            Ok(()) => Ok(found),
+            Err(No::Errno(Errno::ENOENT)) => Ok(false),
+            Err(no) => Err(failed("look for chains", no)),
+        }
+    }
+
     /// Takes a chain of that table away, or all of it; only where nothing is in it.
     pub(super) fn remove_filter(
         &mut self,

@@ -34,7 +34,9 @@ use crate::{
 };
 
 pub use installed::{Installed, clean, clean_port};
-pub(super) use installed::{clean_former, clean_left, has_filter, remove_filter};
+pub(super) use installed::{
+    clean_former, clean_left, filter_has_chains, has_filter, remove_filter,
+};
 pub use trial::try_here;
 
 /// As the outputs write it.

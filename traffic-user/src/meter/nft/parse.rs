@@ -341,7 +341,7 @@ fn name(body: &[u8], kind: u16) -> String {
         .into_owned()
 }
 
-fn is_of(body: &[u8], table: &str) -> bool {
+pub(super) fn is_of(body: &[u8], table: &str) -> bool {
     find(body, 1).and_then(text) == Some(table)
 }
 
