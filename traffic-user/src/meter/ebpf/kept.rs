@@ -42,8 +42,9 @@ impl Kept {
         let is_gone = |(path, _): &&(PathBuf, OwnedFd)| path.try_exists().is_ok_and(|there| !there);
         let gone = self.maps.iter().filter(is_gone).count() + attachments.unpinned();
         // In the meantime another run may have pinned its own there.
-        let of_another =
-            Maps::described(&self.pins.maps()).is_some_and(|there| there.epoch != epoch);
+        let folder = self.pins.maps();
+        let of_another = Maps::described(&folder).is_some_and(|there| there.epoch != epoch)
+            || Maps::is_begun(&folder);
         if gone == 0 && !of_another {
             self.failed = false;
             return;

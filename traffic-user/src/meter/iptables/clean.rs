@@ -7,7 +7,7 @@ use super::{
     rules::{self, Counting, NOTE, Note, Ours},
     tool::{self, Tool},
 };
-use crate::meter::nft;
+use crate::{accounting::ident::shown, meter::nft};
 
 /// Takes off all of ours, in both back ends and both families. Gives a line for each thing; with
 /// `dry_run` only says them.
@@ -24,7 +24,7 @@ pub fn clean(dry_run: bool) -> Result<Vec<String>, MeterError> {
             }
         }
     }
-    each(|tool, ours| {
+    each(dry_run, |tool, ours| {
         if !dry_run {
             tool.remove(ours)?;
         }
@@ -41,7 +41,7 @@ pub(in crate::meter) fn clean_left(persist: bool) -> Result<(), MeterError> {
     let notes: Vec<_> =
         tools.iter().filter_map(|tool| note(tool).map(|note| (tool.backend, note))).collect();
     let of = |backend| notes.iter().filter(move |(own, _)| *own == backend);
-    each(|tool, ours| {
+    each(false, |tool, ours| {
         let left = of(tool.backend).next().is_some();
         if left && (persist || !of(tool.backend).any(|(_, note)| goes_on(*note))) {
             tool.remove(ours)?;
@@ -70,7 +70,7 @@ pub(in crate::meter) fn is_anything_here() -> bool {
 /// As [`clean`].
 pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
     let with_it = |text: &str| rules::group(text).filter(|group| group.has(port));
-    each(|tool, ours| {
+    each(dry_run, |tool, ours| {
         let (mut lines, mut stays) = (Vec::new(), Vec::new());
         let mut seen = HashSet::new();
         for (rule, ..) in &ours.counting {
@@ -87,8 +87,12 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
                 stays.extend(rest.iter().flat_map(Counting::of));
             }
         }
-        let noted = ours.carries.iter().any(|(text, _)| with_it(text).is_some());
-        if seen.is_empty() && !noted {
+        // Of groups that were given up only what they had is there.
+        let given_up = ours.carries.iter().filter(|(text, _)| !seen.contains(text));
+        for (text, _) in given_up.filter(|(text, _)| with_it(text).is_some()) {
+            lines.push(format!("the numbers of {} in {}", shown(text), tool.place(NOTE)));
+        }
+        if lines.is_empty() {
             return Ok(Vec::new());
         }
         if stays.is_empty() {
@@ -104,14 +108,15 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
     })
 }
 
-/// Does something with ours wherever they are.
+/// Does something with ours wherever they are, or with `dry_run` only says it.
 fn each(
+    dry_run: bool,
     mut work: impl FnMut(&Tool, &Ours) -> Result<Vec<String>, MeterError>,
 ) -> Result<Vec<String>, MeterError> {
     let (mut said, mut failed) = (Vec::new(), None);
     for tool in tool::all() {
         let done = tool
-            .ours()
+            .ours_if_any()
             .and_then(|ours| if ours.is_empty() { Ok(Vec::new()) } else { work(&tool, &ours) });
         match done {
             Ok(lines) => said.extend(lines),
@@ -120,7 +125,7 @@ fn each(
     }
     let Some(error) = failed else { return Ok(said) };
     // Whoever reads the error is to know what is gone all the same.
-    for line in said {
+    for line in said.iter().filter(|_| !dry_run) {
         tracing::warn!("not all could be done; this was: {line}");
     }
     Err(error)

@@ -31,7 +31,7 @@ impl Installed {
             Err(MeterError::NoTool { .. }) => return Ok(None),
             tools => tools?,
         };
-        let found = tools.iter().map(Tool::ours).collect::<Result<Vec<_>, _>>()?;
+        let found = tools.iter().map(Tool::ours_if_any).collect::<Result<Vec<_>, _>>()?;
         Ok(note(&found).map(|note| Self { tools, persist: note.persist }))
     }
 

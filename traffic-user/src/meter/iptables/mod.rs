@@ -501,15 +501,15 @@ pub fn try_here() -> Result<(), String> {
         ];
         if !tool.has_tables(Some("filter")) {
             // To try would make a table, which stays until the network namespace ends.
-            return Ok(());
+            return tool.could_have_tables();
         }
         let made = Made::now(tool);
         let tried = tool.change(&lines.map(str::to_owned));
-        base::remove(tool, made, [true, true]);
-        tried
+        base::remove(tool, made, tool.ours().map_or([false; 2], |ours| ours.spare));
+        tried.map_err(|error| error.to_string())
     };
     let tools = tool::choose().map_err(|error| error.to_string())?;
-    tools.iter().try_for_each(trial).map_err(|error| error.to_string())
+    tools.iter().try_for_each(trial)
 }
 
 /// How many entries the rules of a group have.

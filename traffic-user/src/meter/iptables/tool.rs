@@ -78,12 +78,31 @@ impl Tool {
         if self.backend == Backend::Nft {
             return true;
         }
-        let file = match self.family {
+        let names = fs::read_to_string(self.table_names()).unwrap_or_default();
+        names.lines().any(|name| table.is_none_or(|table| table == name))
+    }
+
+    /// Where the kernel names the tables of the older back end.
+    const fn table_names(&self) -> &'static str {
+        match self.family {
             Family::V4 => "/proc/thread-self/net/ip_tables_names",
             Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-        };
-        let names = fs::read_to_string(file).unwrap_or_default();
-        names.lines().any(|name| table.is_none_or(|table| table == name))
+        }
+    }
+
+    /// Whether the kernel knows tables of the older back end, of which there are none yet.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be told.
+    pub(super) fn could_have_tables(&self) -> Result<(), String> {
+        if fs::exists(self.table_names()).unwrap_or(false) {
+            return Ok(());
+        }
+        let family = self.family.name();
+        Err(format!(
+            "not tried: {family} tables of the older back end are not loaded, and to try would load them"
+        ))
     }
 
     /// The table `filter`; empty when the kernel has none.
@@ -143,6 +162,20 @@ impl Tool {
             what: self.place(not_ours.chain),
             reason: shown_long(&not_ours.reason),
         })
+    }
+
+    /// The same, where a table that cannot be listed, and has no notes of ours, has nothing of ours: what others
+    /// have there is then no reason to do nothing elsewhere.
+    pub(super) fn ours_if_any(&self) -> Result<Ours, MeterError> {
+        let ipv6 = self.family == Family::V6;
+        let no_notes = || {
+            self.backend == Backend::Nft
+                && nft::has_filter(ipv6, Some(NOTE)).is_ok_and(|there| !there)
+        };
+        match self.ours() {
+            Err(MeterError::Tool { .. }) if no_notes() => Ok(Ours::default()),
+            ours => ours,
+        }
     }
 
     /// Does all of it or nothing.

@@ -269,7 +269,7 @@ impl Kernel {
     ) -> Result<(), No> {
         self.sequence = self.sequence.wrapping_add(1);
         // All of one number: what is wrong with the batch is answered to its begin.
-        let mut batch = batch_end(NFNL_MSG_BATCH_BEGIN, self.sequence);
+        let mut batch = batch_edge(NFNL_MSG_BATCH_BEGIN, self.sequence);
         batch.extend(request(
             family,
             of_nf_tables(kind),
@@ -277,7 +277,7 @@ impl Kernel {
             self.sequence,
             attributes,
         ));
-        batch.extend(batch_end(NFNL_MSG_BATCH_END, self.sequence));
+        batch.extend(batch_edge(NFNL_MSG_BATCH_END, self.sequence));
         self.exchange(&batch, |_, _| {})
     }
 
@@ -361,7 +361,7 @@ const fn of_nf_tables(kind: u16) -> u16 {
 }
 
 /// Begin or end of a change of nf_tables.
-fn batch_end(kind: u16, sequence: u32) -> Vec<u8> {
+fn batch_edge(kind: u16, sequence: u32) -> Vec<u8> {
     let mut message = request(NFPROTO_UNSPEC, kind, 0, sequence, &[]);
     let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     message.splice(NETLINK_HEADER + 2..NETLINK_HEADER + GENERIC_HEADER, [high, low]);
@@ -425,5 +425,16 @@ mod tests {
         let buffer = NetlinkBuffer::new_checked(&message[..]).unwrap();
         assert_eq!((buffer.length(), buffer.message_type(), buffer.flags()), (32, 0x0a01, 5));
         assert_eq!(message[16..24], [10, 0, 0, 0, 9, 0, 1, 0]);
+    }
+
+    #[test]
+    fn a_batch_says_at_both_ends_that_it_is_of_nf_tables() {
+        for (kind, number) in [(NFNL_MSG_BATCH_BEGIN, 16), (NFNL_MSG_BATCH_END, 17)] {
+            let message = batch_edge(kind, 7);
+            let buffer = NetlinkBuffer::new_checked(&message[..]).unwrap();
+            let header = (buffer.length(), buffer.message_type(), buffer.sequence_number());
+            assert_eq!(header, (20, number, 7));
+            assert_eq!(message[16..20], [0, 0, 0, 10]);
+        }
     }
 }
