@@ -224,6 +224,11 @@ impl Lanes {
         }
     }
 
+    /// Whether any number is below what it was.
+    pub fn fell_below(&self, before: &Self) -> bool {
+        before.less(self) != Self::default()
+    }
+
     /// All lanes together.
     pub fn total(&self) -> Traffic {
         self.each().into_iter().map(|(_, traffic)| traffic).sum()
@@ -315,5 +320,15 @@ impl Snapshot {
     /// All groups together.
     pub fn total(&self) -> Traffic {
         self.groups.iter().map(|reading| reading.lanes.total()).sum()
+    }
+
+    /// Without the groups that are not in a later reading of these counters, or began again before it.
+    #[must_use]
+    pub fn without_fallen(&self, later: &Self) -> Self {
+        let goes_on = |reading: &&GroupReading| {
+            let now = later.groups.iter().find(|now| now.group == reading.group);
+            now.is_some_and(|now| !now.lanes.fell_below(&reading.lanes))
+        };
+        Self { groups: self.groups.iter().filter(goes_on).cloned().collect(), ..self.clone() }
     }
 }

@@ -39,7 +39,7 @@ use super::{
     ident::Group,
     payload::{self, Kept, PayloadDeltas, Polls},
     proxy::{CounterName, Payload, ProxySnapshot},
-    reading::{Coverage, Layer, Snapshot, Traffic},
+    reading::{Coverage, Epoch, Layer, Snapshot, Traffic},
     relay::{Devices, Relay, Relayed},
     subject::Subject,
     usage::{Entry, Event, Usage},
@@ -81,7 +81,9 @@ pub struct Left {
     pub boot: u64,
     /// The meter that they are of.
     pub meter: &'static str,
-    /// Where they are to be found, for the meter.
+    /// Their life, when they were last read.
+    pub epoch: Option<Epoch>,
+    /// Where they are to be found, for those who left them.
     pub place: String,
 }
 
@@ -251,23 +253,34 @@ impl State {
     /// Takes the last reading of a meter that was taken off, and that of another at that time: this one
     /// is charged from there on. Both may have the same name, where counters of another form take the place
     /// of those of before. When others were read since and these ran beside them, nothing of them is charged.
-    pub fn hand_over(&mut self, last: Snapshot, baseline: Snapshot) -> Ticked {
+    /// `unseen` is what is at most in neither of them. Gives that for people.
+    pub fn hand_over(
+        &mut self,
+        last: Snapshot,
+        baseline: Snapshot,
+        unseen: Traffic,
+    ) -> Option<String> {
         let ran_beside = |read: &Snapshot| {
             let begins = last.since.map(|since| (i128::from(since) + 1) * NANOS);
             read.epoch != last.epoch && begins.is_none_or(|begins| begins <= read.window.end)
         };
         if last.meter == baseline.meter && self.frame.snapshot(last.meter).is_some_and(ran_beside) {
-            return Ticked::default();
+            return None;
         }
         let mut frame = Frame::new(last.window.end);
         let (from, at) = (last.meter, baseline.window.end);
+        let missed =
+            (unseen != Traffic::default()).then(|| events::unseen(at, from, &baseline, unseen));
         frame.insert(last);
-        let ticked = self.tick(frame, None);
+        self.tick(frame, None);
         self.note(events::meter_changed(at, &[from], &[&baseline]));
         self.active = vec![baseline.meter];
         self.inherited.remove(baseline.meter);
         self.frame.insert(baseline);
-        ticked
+        let event = missed?;
+        let what = event.what.clone();
+        self.note(event);
+        Some(what)
     }
 
     /// Groups that are `wanted` begin anew for people, with their last readings. Nothing of what is counted
@@ -332,8 +345,12 @@ impl State {
             proxy: polled.or_else(|| self.former.clone()),
             devices: self.relay.last().cloned(),
             zeros: self.zeros.clone(),
-            left: self.left.clone(),
+            left: self.left.clone().map(|left| Left { epoch: self.epoch_of(left.meter), ..left }),
         }
+    }
+
+    fn epoch_of(&self, meter: &str) -> Option<Epoch> {
+        self.frame.snapshot(meter).map(|last| last.epoch)
     }
 
     /// Keeps an event for the ledger.
@@ -358,14 +375,20 @@ impl State {
 
     /// What was left to go on without a process in this boot of the host, so that it must still be there.
     pub fn left(&self) -> Option<&Left> {
-        self.left.as_ref().filter(|left| left.boot == self.boot)
+        // Of another life somebody has read since, who did not know of this.
+        let is_last =
+            |left: &&Left| left.boot == self.boot && left.epoch == self.epoch_of(left.meter);
+        self.left.as_ref().filter(is_last)
     }
 
     /// Takes note that the counters of a meter go on when this process ends, at a place, or with `None` that
     /// they go with it. What another meter was left to count goes on beside them then.
     pub fn leave(&mut self, meter: &'static str, place: Option<String>) {
         match place {
-            Some(place) => self.left = Some(Left { boot: self.boot, meter, place }),
+            Some(place) => {
+                let epoch = self.epoch_of(meter);
+                self.left = Some(Left { boot: self.boot, meter, epoch, place });
+            }
             None if self.left.as_ref().is_some_and(|left| left.meter == meter) => self.left = None,
             None => {}
         }
@@ -382,18 +405,24 @@ impl State {
         Some(what)
     }
 
-    /// Takes note that counters of a meter, whose last reading was taken, were taken off on purpose: nobody is
-    /// to miss them. `rest` is what the meter goes on with, in the same epoch. `at` is nanoseconds of Unix
-    /// time.
-    pub fn took_off(&mut self, meter: &str, rest: Option<Snapshot>, what: String, at: i128) {
+    /// Takes note that counters of a meter were taken off on purpose, after their reading was taken: nobody is
+    /// to miss them. `rest` is what the meter goes on with, in the same epoch; it is charged. `at` is
+    /// nanoseconds of Unix time.
+    pub fn took_off(&mut self, meter: &str, rest: Option<Frame>, what: String, at: i128) {
         self.note(Event { at, kind: "cleaned".to_owned(), subject: None, what });
-        match rest {
-            Some(rest) => {
-                self.zeros.forget_fallen(&rest);
-                self.frame.insert(rest);
+        let Some(frame) = rest else {
+            self.left = self.left.take().filter(|left| left.meter != meter);
+            return;
+        };
+        if let Some(rest) = frame.snapshot(meter) {
+            self.zeros.forget_fallen(rest);
+            if let Some(last) = self.frame.snapshot(meter) {
+                // What is gone, or began again, is subtracted from nothing.
+                let last = last.without_fallen(rest);
+                self.frame.insert(last);
             }
-            None => self.left = self.left.take().filter(|left| left.meter != meter),
         }
+        self.tick(frame, None);
     }
 
     /// Whose bytes they were.

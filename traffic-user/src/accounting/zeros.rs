@@ -61,7 +61,7 @@ impl Zeros {
         let of_it = |zero: &Zero| (zero.meter, zero.epoch) == (snapshot.meter, snapshot.epoch);
         let goes_on = |zero: &Zero| {
             let reading = snapshot.groups.iter().find(|reading| zero.is_of(snapshot, reading));
-            reading.is_some_and(|reading| zero.lanes.less(&reading.lanes) == Lanes::default())
+            reading.is_some_and(|reading| !reading.lanes.fell_below(&zero.lanes))
         };
         self.0.retain(|zero| !of_it(zero) || goes_on(zero));
     }

@@ -10,7 +10,8 @@ use super::{
     run::{ledger_options, lock},
 };
 use crate::{
-    daemon::clean_alone,
+    accounting::reading::Snapshot,
+    daemon::{clean_alone, not_booked},
     ledger::Reader,
     meter::{self, Lock, MeterError},
     view::json::JSON_VERSION,
@@ -27,7 +28,8 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     // Not under the feet of a daemon that counts.
     let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns(None)?) };
     let clean = || meter::clean(&common.pins, args.dry_run);
-    let said = if args.dry_run { clean()? } else { booked(common, clean)? };
+    let read = || Ok(meter::installed(&common.pins)?.map(|(snapshot, _)| snapshot));
+    let said = if args.dry_run { clean()? } else { booked(common, read, clean)? };
     if common.json {
         let document = json!({
             "jsonversion": JSON_VERSION,
@@ -45,31 +47,31 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes off with `clean`. What that goes on counting without a daemon is booked first, where there is a
-/// ledger, so that nothing of it is lost, and the next start misses nothing that went on purpose.
+/// Takes off with `clean`. What goes on counting without a daemon, as `read` finds it, is booked first, where
+/// there is a ledger, so that the next start misses nothing that went on purpose. Whatever is wrong with the
+/// ledger is said, and keeps nothing from being taken off.
 pub(super) fn booked(
     common: &Common,
+    read: impl Fn() -> Result<Option<Snapshot>, MeterError>,
     clean: impl FnOnce() -> Result<Vec<String>, MeterError>,
 ) -> Result<Vec<String>> {
-    let there = common.config.ledger != Some(false)
-        && Reader::open(&common.state).is_ok_and(|reader| reader.is_some());
-    let installed = || match meter::installed(&common.pins) {
-        Ok(installed) => installed.map(|(snapshot, _)| snapshot),
+    let there = match Reader::open(&common.state) {
+        Ok(reader) => reader.is_some(),
         Err(error) => {
-            tracing::debug!(%error, "what counts cannot be read");
-            None
+            not_booked(&error.into());
+            false
         }
     };
-    let kernel = if there { installed() } else { None };
-    let Some(kernel) = kernel else { return Ok(clean()?) };
-    let _lock = match lock(common) {
-        Ok(lock) => lock,
+    if !there || common.config.ledger == Some(false) {
+        return Ok(clean()?);
+    }
+    let ready = || Ok((lock(common)?, ledger_options(&common.config)?));
+    match ready() {
+        Ok((_lock, options)) => clean_alone((&common.state, options), read, || Ok(clean()?)),
         // A daemon in another network namespace, or a folder that may only be read.
         Err(error) => {
-            tracing::warn!(%error, "what was counted since the last booking is not booked");
-            return Ok(clean()?);
+            not_booked(&error);
+            Ok(clean()?)
         }
-    };
-    let books = (common.state.as_path(), ledger_options(&common.config)?);
-    clean_alone(books, kernel, || Ok(clean()?), installed)
+    }
 }

@@ -185,7 +185,12 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         let _inside = runtime.enter();
         Signals::listen(persist).context("cannot listen for signals")?
     };
-    let gone = state.left().is_some_and(|left| meter::gone(left.meter, Path::new(&left.place)));
+    let here = format!("{}:", meter::netns()?);
+    let gone = state.left().is_some_and(|left| {
+        // What counts in another network namespace cannot be looked at from here.
+        let pins = left.place.strip_prefix(&here);
+        pins.is_some_and(|pins| meter::gone(left.meter, Path::new(pins)))
+    });
     let options = Options {
         kind,
         cgroup,
@@ -198,7 +203,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     if gone && let Some(what) = state.left_is_gone(unix_time()) {
         tracing::warn!("{what}");
     }
-    state.leave(meter.kind().name(), persist.then(|| common.pins.display().to_string()));
+    state.leave(meter.kind().name(), persist.then(|| format!("{here}{}", common.pins.display())));
     fault::signal_at("meter started");
     if let Some(proxy) = &mut proxy
         && let Err(error) = proxy.watch()
@@ -221,6 +226,9 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+const GLOB: &str =
+    "in a glob `*`, `?` and `[...]` stand for others; write `[[]` for the bracket itself";
+
 /// What can change while counting goes on: the command line, else the configuration, else the default.
 fn live(args: &Args, config: &Config, output: Output, place: Option<&ProxyPlace>) -> Result<Live> {
     let default = if output == Output::Table { 2 } else { 10 };
@@ -228,9 +236,7 @@ fn live(args: &Args, config: &Config, output: Output, place: Option<&ProxyPlace>
     let typed = args.ports.clone().or_else(|| config.ports.clone());
     Ok(Live {
         wanted: Wanted::new(globs.unwrap_or(&args.iface))
-            .map_err(|error| {
-                anyhow!("--iface: {error}\n  remedy: in a glob `*`, `?` and `[...]` stand for others; write `[[]` for the bracket itself")
-            })?,
+            .map_err(|error| anyhow!("--iface: {error}\n  remedy: {GLOB}"))?,
         interval: args.interval.or(config.interval).unwrap_or(Duration::from_secs(default)),
         // One that was named is there now or never; with ports that were typed, they are what is
         // wanted.

@@ -102,8 +102,8 @@ fn gather(common: &Common, args: &Args) -> Result<Document> {
     merged(common, &args.proxy, dump::installed(&common.pins)?)
 }
 
-/// The merged report of what rules count, even where pins count as well.
-/// From where groups that were reset begin.
+/// The merged report of what rules count, even where pins count as well; groups that were reset from their
+/// `zeros` on.
 pub(super) fn of_rules(common: &Common, proxy: &ProxyArgs, zeros: &Zeros) -> Result<Document> {
     let rules = meter::rules_installed()?.map(|mut snapshot| {
         zeros.apply(&mut snapshot);

@@ -1,5 +1,5 @@
-//! What verbs do to counters while no daemon runs, a reset and cleaning. One tick in its place: all that was moved until now is booked, and what is
-//! moved from now on is of a new period.
+//! What verbs do to counters while no daemon runs: a reset, and cleaning. One tick in its place: all that was
+//! moved until now is booked, and what is moved from now on is of a new period, or counted by nobody.
 
 use std::{path::Path, sync::Arc};
 
@@ -15,12 +15,13 @@ use crate::{
     accounting::{
         frame::Frame,
         proxy::{Inbound, ProxySnapshot},
-        reading::Snapshot,
+        reading::{Epoch, Snapshot},
         relay::Devices,
         tick::{Begin, Cursors, State},
     },
     ledger,
     meter::{
+        MeterError,
         devices::{Facts, own_counters},
         host::boot_id,
         proxy::{Address, boot_time},
@@ -80,20 +81,18 @@ pub(crate) fn reset_alone(
     Ok(if of_proxy { format!("{what}; {}", said?) } else { said.map(|_| what)? })
 }
 
-/// Books what goes on counting without a daemon before it is taken off, and that it was on purpose. `kernel`
-/// is what it has counted, `clean` takes it off and says what went, `rest` is what is left of it then. The
-/// caller holds the lock of the state folder.
+/// Books what goes on counting without a daemon before it is taken off, and that it was on purpose. `read`
+/// reads it, `clean` takes it off and says what went. What stays is booked until after that; of what goes, what
+/// passes between the last reading and its end is lost. The caller holds the lock of the state folder.
 ///
 /// # Errors
 ///
 /// What `clean` fails with. A ledger that cannot be written keeps nothing from being taken off.
 pub(crate) fn clean_alone(
     (folder, options): (&Path, ledger::Options),
-    kernel: Snapshot,
+    read: impl Fn() -> Result<Option<Snapshot>, MeterError>,
     clean: impl FnOnce() -> Result<Vec<String>>,
-    rest: impl FnOnce() -> Option<Snapshot>,
 ) -> Result<Vec<String>> {
-    let (meter, epoch) = (kernel.meter, kernel.epoch);
     let opened = Books::open(folder, options, Begin { now: unix_time(), boot: boot_id() });
     let (mut books, mut state) = match opened {
         Ok(opened) => opened,
@@ -102,28 +101,61 @@ pub(crate) fn clean_alone(
             return clean();
         }
     };
+    // Twice, so that the time that the disk takes is not lost.
+    let mut known = tick_of(&read, &mut state);
+    if let Err(error) = book(&mut books, &mut state) {
+        not_booked(&error);
+    }
+    known = tick_of(&read, &mut state).or(known);
+    let cleaned = clean();
+    let Some((meter, epoch)) = known else { return cleaned };
+    match read() {
+        // Whether anything goes on is not known, so that its end is to be missed.
+        Err(error) => not_booked(&error.into()),
+        Ok(rest) => {
+            let rest = rest.filter(|rest| (rest.meter, rest.epoch) == (meter, epoch));
+            let what = match (&cleaned, &rest) {
+                (Err(_), _) => "`clean` failed half way: what is gone went on purpose".to_owned(),
+                (Ok(said), Some(_)) => format!("taken off by `clean`: {}", said.join(", ")),
+                (Ok(_), None) => "all that counted was taken off by `clean`".to_owned(),
+            };
+            let rest = rest.map(|rest| frame_of(rest, &state));
+            state.took_off(meter, rest, format!("{meter}: {what}"), unix_time());
+        }
+    }
+    if let Err(error) = book(&mut books, &mut state) {
+        not_booked(&error);
+    }
+    cleaned
+}
+
+/// Counts what is read for the ledger; gives which counters that were.
+fn tick_of(
+    read: impl Fn() -> Result<Option<Snapshot>, MeterError>,
+    state: &mut State,
+) -> Option<(&'static str, Epoch)> {
+    let kernel = match read() {
+        Ok(kernel) => kernel?,
+        Err(error) => {
+            not_booked(&error.into());
+            return None;
+        }
+    };
+    let counters = (kernel.meter, kernel.epoch);
+    state.tick(frame_of(kernel, state), None);
+    Some(counters)
+}
+
+/// A reading, with those of the devices where they are kept beside.
+fn frame_of(kernel: Snapshot, state: &State) -> Frame {
     let mut frame = Frame::new(kernel.window.end);
     frame.insert(kernel);
     devices_again(&state.cursors()).into_iter().for_each(|devices| frame.set_devices(devices));
-    state.tick(frame, None);
-    // Before it goes.
-    if let Err(error) = book(&mut books, &mut state) {
-        not_booked(&error);
-    }
-    let said = clean()?;
-    let rest = rest().filter(|rest| (rest.meter, rest.epoch) == (meter, epoch));
-    let what = match &rest {
-        Some(_) => format!("{meter}: taken off by `clean`: {}", said.join(", ")),
-        None => format!("{meter}: all that counted was taken off by `clean`"),
-    };
-    state.took_off(meter, rest, what, unix_time());
-    if let Err(error) = book(&mut books, &mut state) {
-        not_booked(&error);
-    }
-    Ok(said)
+    frame
 }
 
-fn not_booked(error: &anyhow::Error) {
+/// Says that a ledger may lack something.
+pub(crate) fn not_booked(error: &anyhow::Error) {
     tracing::warn!(
         error = format!("{error:#}"),
         "what was counted since the last booking may not be in the ledger"

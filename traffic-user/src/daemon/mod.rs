@@ -32,7 +32,7 @@ use crate::{
         delta::{First, diff},
         frame::Frame,
         ident::Groups,
-        reading::{Snapshot, Traffic},
+        reading::Snapshot,
         report::{DeviceReport, Dump},
         tick::State,
         usage::Event,
@@ -47,7 +47,7 @@ use crate::{
     view::{json, stats, table},
 };
 
-pub(crate) use alone::{Asked as AskedProxy, clean_alone, reset_alone};
+pub(crate) use alone::{Asked as AskedProxy, clean_alone, not_booked, reset_alone};
 pub(crate) use books::Books;
 pub(crate) use control::{Before, Question, Whose, ask};
 pub(crate) use notify::is_watched;
@@ -369,15 +369,8 @@ impl Counting {
     fn tick(&mut self, meter: &mut Meter, mut proxy: Option<&mut Proxy>) -> Result<()> {
         let (taken_over, error) = meter.take_over();
         for Handover { last, baseline, unseen } in taken_over {
-            let (at, old, new) = (baseline.window.end, last.meter, baseline.meter);
-            self.state.hand_over(last, baseline);
-            if unseen != Traffic::default() {
-                let what = format!(
-                    "from {old} to {new}: packets never stopped, and at most {} bytes in and {} out are in neither",
-                    unseen.input_bytes, unseen.output_bytes
-                );
+            if let Some(what) = self.state.hand_over(last, baseline, unseen) {
                 tracing::warn!("{what}");
-                self.state.note(Event { at, kind: "gap".to_owned(), subject: None, what });
             }
         }
         if let Some(error) = error {

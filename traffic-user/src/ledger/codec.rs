@@ -163,6 +163,7 @@ struct StoredDevices {
 struct StoredLeft {
     boot: u64,
     meter: String,
+    epoch: Option<u64>,
     place: String,
 }
 
@@ -220,14 +221,15 @@ pub(super) fn write_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>, postcard::E
 }
 
 pub(super) fn write_left(left: &Left) -> Result<Vec<u8>, postcard::Error> {
-    let Left { boot, meter, place } = left.clone();
-    postcard::to_allocvec(&StoredLeft { boot, meter: meter.to_owned(), place })
+    let Left { boot, meter, epoch, place } = left.clone();
+    let epoch = epoch.map(|epoch| epoch.0);
+    postcard::to_allocvec(&StoredLeft { boot, meter: meter.to_owned(), epoch, place })
 }
 
 /// `None` when it cannot be understood.
 pub(super) fn read_left(bytes: &[u8]) -> Option<Left> {
-    let StoredLeft { boot, meter: name, place } = postcard::from_bytes(bytes).ok()?;
-    Some(Left { boot, meter: meter(&name)?, place })
+    let StoredLeft { boot, meter: name, epoch, place } = postcard::from_bytes(bytes).ok()?;
+    Some(Left { boot, meter: meter(&name)?, epoch: epoch.map(Epoch), place })
 }
 
 /// `None` when it cannot be understood.

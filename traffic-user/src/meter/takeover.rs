@@ -4,9 +4,9 @@
 //!
 //! The new one is counting before the old one is taken off. What the old one has then is its last word, and
 //! what the new one has right after that is where its numbers begin: nothing is in both. The new one is read
-//! before as well. Where it is the same, so that nothing passed meanwhile, nothing is in none of them either.
-//! Else what passed is tried to be met between two packets again; where none is, as much as the new one
-//! counted in the quickest of the tries is at most in neither of them, and is told as a gap.
+//! before as well. Where it is the same, no packet passed meanwhile, and nothing is missing from both. Else it
+//! is tried again, to find a moment between two packets; if there is none, at most as much as the new one
+//! counted in the quickest try is in neither, and that is told as a gap.
 
 use std::path::PathBuf;
 
@@ -34,6 +34,36 @@ pub struct Handover {
     pub baseline: Snapshot,
     /// What is at most in neither of the two.
     pub unseen: Traffic,
+}
+
+impl Handover {
+    /// `before` and `baseline` are readings of the new one, right before and after the `last` of the old one.
+    fn between(before: &Snapshot, mut last: Snapshot, baseline: Snapshot) -> Self {
+        let mut unseen = baseline.total();
+        // Counters that began again in between have all they say from after it.
+        if before.epoch == baseline.epoch {
+            unseen = unseen.less(before.total());
+        }
+        if unseen != Traffic::default() {
+            last.coverage = Coverage::Gap;
+        }
+        Self { last, baseline, unseen }
+    }
+}
+
+/// The try in which the least passed; the first in which nothing did.
+fn quickest<E>(mut attempt: impl FnMut() -> Result<Handover, E>) -> Result<Handover, E> {
+    let mut best = attempt()?;
+    for _ in 1..TRIES {
+        if best.unseen == Traffic::default() {
+            break;
+        }
+        let next = attempt()?;
+        if next.unseen.bytes() < best.unseen.bytes() {
+            best = next;
+        }
+    }
+    Ok(best)
 }
 
 /// What may have been left to count.
@@ -94,30 +124,11 @@ fn at_one_time(
     read: impl Fn() -> Result<Snapshot, MeterError>,
     meter: &mut Meter,
 ) -> Result<Handover, MeterError> {
-    let counted = |snapshot: &Snapshot| -> Traffic {
-        snapshot.groups.iter().map(|reading| reading.lanes.total()).sum()
-    };
-    let attempt = |meter: &mut Meter| -> Result<Handover, MeterError> {
+    let Handover { last, baseline, unseen } = quickest(|| {
         let before = meter.read()?;
         let last = read()?;
-        let baseline = meter.read()?;
-        let unseen = counted(&baseline).less(counted(&before));
-        Ok(Handover { last, baseline, unseen })
-    };
-    let mut best = attempt(meter)?;
-    for _ in 1..TRIES {
-        if best.unseen == Traffic::default() {
-            break;
-        }
-        let next = attempt(meter)?;
-        if next.unseen.bytes() < best.unseen.bytes() {
-            best = next;
-        }
-    }
-    let Handover { mut last, baseline, unseen } = best;
-    if unseen != Traffic::default() {
-        last.coverage = Coverage::Gap;
-    }
+        Ok(Handover::between(&before, last, meter.read()?))
+    })?;
     if last.meter != baseline.meter {
         tracing::warn!(
             from = last.meter,
@@ -139,5 +150,65 @@ fn or_absent<T>(opened: Result<Option<T>, MeterError>) -> Result<Option<T>, Mete
             | MeterError::ForeignRules { .. },
         ) => Ok(None),
         opened => opened,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Arc};
+
+    use super::*;
+    use crate::accounting::reading::{Epoch, GroupReading, Lanes, Layer, Window};
+
+    fn reading(epoch: u64, bytes: u64) -> Snapshot {
+        let udp4 = Traffic { input_bytes: bytes, ..Traffic::default() };
+        Snapshot {
+            meter: "nft",
+            layer: Layer::L3Skb,
+            epoch: Epoch(epoch),
+            since: None,
+            window: Window::default(),
+            coverage: Coverage::Complete,
+            groups: Arc::new([GroupReading {
+                group: Arc::new("443".parse().unwrap()),
+                lanes: Lanes { udp4, ..Lanes::default() },
+                watched: true,
+            }]),
+            skipped: None,
+        }
+    }
+
+    /// Tries in which so much passed; gives how many were made, with the one that is taken.
+    fn tried(passed: &[u64]) -> (usize, Handover) {
+        let mut made = 0;
+        let handover = quickest(|| {
+            let passed = passed[made];
+            made += 1;
+            let (before, after) = (reading(1, 1000), reading(1, 1000 + passed));
+            Ok::<_, Infallible>(Handover::between(&before, reading(7, passed), after))
+        });
+        let Ok(handover) = handover;
+        (made, handover)
+    }
+
+    #[test]
+    fn a_moment_between_two_packets_is_looked_for_and_what_is_in_neither_is_known() {
+        for (passed, tries, unseen) in
+            [(&[0][..], 1, 0), (&[100, 300, 0], 3, 0), (&[300, 100, 200, 100, 500], 5, 100)]
+        {
+            let (made, Handover { last, baseline, unseen: found }) = tried(passed);
+            assert_eq!((made, found.input_bytes), (tries, unseen), "{passed:?}");
+            let gap = if unseen == 0 { Coverage::Complete } else { Coverage::Gap };
+            assert_eq!(last.coverage, gap, "{passed:?}");
+            // Both are of the same try.
+            let began = baseline.groups[0].lanes.udp4.input_bytes - 1000;
+            assert_eq!(last.groups[0].lanes.udp4.input_bytes, began);
+        }
+    }
+
+    #[test]
+    fn counters_that_begin_again_meanwhile_have_seen_nothing_before() {
+        let handover = Handover::between(&reading(1, 1000), reading(7, 5), reading(2, 40));
+        assert_eq!(handover.unseen.input_bytes, 40);
     }
 }

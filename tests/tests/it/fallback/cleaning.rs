@@ -1,6 +1,6 @@
 //! What `clean` takes off and what it leaves, and what it never takes for nothing.
 
-use traffic_tests::{daemon::Site, need, netns::NetNs};
+use traffic_tests::{daemon::Site, load, need, netns::NetNs, wait};
 use traffic_user::{accounting::subject::Subject, ledger::Reader};
 
 use super::{Lab, METERS, iptables, needs, run};
@@ -123,7 +123,9 @@ fn what_the_program_does_not_understand_is_not_taken_for_nothing_of_ours() {
     lab.sh("nft add rule ip filter INPUT ct state vmap '{ established : accept }'");
     let during = || lab.rules().matches("jump TRAFFIC_IN").count();
     daemon.says("nothing was read at this tick");
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    wait::until("another tick", || {
+        (daemon.messages().matches("nothing was read at this tick").count() > 2).then_some(())
+    });
     assert_eq!(during(), 2, "no second jump beside ours");
     lab.send(false, 5000, 2);
     let refused = site.run(&lab.host, &["clean", "--dry-run"]);
@@ -153,6 +155,47 @@ fn doctor_changes_nothing() {
         host.sh(&["sh", "-c", &format!("nft list ruleset; {names}")])
     };
     let before = tables();
-    site.run(&host, &["doctor", "--no-proxy"]);
+    let doctor = site.run(&host, &["doctor", "--no-proxy", "--json"]).json();
+    let checks = doctor["checks"].as_array().expect("checks");
+    let iptables = checks.iter().find(|check| check["name"] == "iptables").expect("iptables");
+    assert_eq!(iptables["status"], "ok", "{doctor}");
     assert_eq!(tables(), before);
+}
+
+#[test]
+fn what_others_have_in_a_table_that_cannot_be_listed_is_no_reason_to_do_nothing_elsewhere() {
+    needs!();
+    let (site, lab) = (Site::new(), Lab::new());
+    lab.sh("nft add rule ip filter INPUT ct state vmap '{ established : accept }'");
+    let before = lab.rules();
+    let nothing = site.run(&lab.host, &["dump"]);
+    assert!(nothing.stderr.contains("nothing is counted"), "{}", nothing.stderr);
+    run(&site, &lab, "nft", &["--ports", "80,443", "--persist"]).stop();
+    for args in [&["iptables", "clean", "80"][..], &["iptables", "port"], &["dump"], &["clean"]] {
+        let answer = site.run(&lab.host, args);
+        assert_eq!(answer.code, Some(0), "{args:?}: {}", answer.stderr);
+    }
+    assert_eq!(lab.rules(), before);
+}
+
+#[test]
+fn a_port_that_stays_loses_nothing_while_another_is_cleaned() {
+    needs!();
+    for meter in METERS {
+        let (site, lab) = (Site::new(), Lab::new());
+        let args = ["--ports", "5000/udp,7000/udp", "--persist", "--iface", "eth0"];
+        run(&site, &lab, meter, &args).stop();
+        let sender = load::Sender::start(&lab.there, &lab.here, 5000);
+        assert_eq!(iptables(&site, &lab, &["clean", "7000"]).code, Some(0), "{meter}");
+        let mut daemon = run(&site, &lab, meter, &args);
+        daemon.fresh();
+        let sent = sender.stop().len() as u64;
+        daemon.stop();
+        let reader = Reader::open(&site.state).expect("open the ledger").expect("a ledger");
+        let group = Subject::group(&"5000/udp".parse().expect("a group"));
+        let totals = reader.totals(&group).expect("ask the ledger");
+        let booked: u64 = totals.iter().map(|usage| usage.traffic.input_packets).sum();
+        assert_eq!(booked, sent, "{meter}");
+        site.run(&lab.host, &["clean"]);
+    }
 }

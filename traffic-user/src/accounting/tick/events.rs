@@ -8,7 +8,7 @@ use super::{
         delta::Deltas,
         payload::{Gap, PayloadDeltas},
         proxy::{CounterName, Subject as Counted},
-        reading::{Lane, Snapshot},
+        reading::{Lane, Snapshot, Traffic},
         subject::{GroupKey, Subject},
         usage::Event,
     },
@@ -72,6 +72,15 @@ pub(super) fn gone(at: i128, meter: &str, since: i128) -> Event {
         "{meter}: what was left to count is gone: what passed between {} and {} is not known",
         time(since),
         time(at)
+    );
+    event(at, GAP, what)
+}
+
+/// What passed while one meter took the place of another.
+pub(super) fn unseen(at: i128, from: &str, to: &Snapshot, unseen: Traffic) -> Event {
+    let what = format!(
+        "from {from} to {}: packets never stopped, and at most {} bytes in and {} out are in neither",
+        to.meter, unseen.input_bytes, unseen.output_bytes
     );
     event(at, GAP, what)
 }

@@ -209,7 +209,7 @@ fn a_meter_that_hands_over_is_charged_to_its_end_and_the_next_one_from_there() {
     let mut first = begin(Cursors::default(), 0);
     charged(&mut first, at("tcx", 7, 10, 100));
     let mut state = begin(first.cursors(), 100);
-    state.hand_over(at("tcx", 7, 101, 170), at("nft", 1, 101, 40));
+    state.hand_over(at("tcx", 7, 101, 170), at("nft", 1, 101, 40), Traffic::default());
     assert_eq!(taken(&mut state), (70, vec!["meter-changed".into()]));
     assert_eq!(charged(&mut state, at("nft", 1, 110, 45)), (5, vec![]));
 }
@@ -219,13 +219,15 @@ fn counters_of_another_form_take_the_place_of_those_of_the_same_meter_once() {
     let mut first = begin(Cursors::default(), 0);
     charged(&mut first, at("nft", 7, 10, 100));
     let mut state = begin(first.cursors(), 100);
-    state.hand_over(at("nft", 7, 101, 170), at("nft", 8, 101, 40));
+    state.hand_over(at("nft", 7, 101, 170), at("nft", 8, 101, 40), Traffic::default());
     assert_eq!(taken(&mut state), (70, vec!["meter-changed".into()]));
     assert_eq!(charged(&mut state, at("nft", 8, 110, 45)), (5, vec![]));
 
     // They could not be taken off, and counted on beside the new ones.
     let mut state = begin(state.cursors(), 200);
-    state.hand_over(at("nft", 7, 201, 300), at("nft", 8, 201, 60));
+    let unseen = Traffic { input_bytes: 9, ..Traffic::default() };
+    let said = state.hand_over(at("nft", 7, 201, 300), at("nft", 8, 201, 60), unseen);
+    assert_eq!(said, None, "nothing of it is charged, and nothing is missed");
     assert_eq!(taken(&mut state), (0, vec![]));
     assert_eq!(charged(&mut state, at("nft", 8, 210, 65)), (20, vec![]));
 }
@@ -337,6 +339,9 @@ fn what_was_left_must_still_be_there_within_one_boot() {
     assert_eq!(left(first.cursors(), boot + 1), None, "another boot has taken it away");
     first.leave("tcx", None);
     assert_eq!(left(first.cursors(), boot), wanted, "it goes on beside a run of another meter");
+    let mut later = first.cursors();
+    later.kernel[0].epoch = Epoch(8);
+    assert_eq!(left(later, boot), None, "somebody who knew nothing of it has read others since");
 
     let mut next = State::begin(first.cursors(), Begin { now: 200 * NANOS, boot });
     let what = next.left_is_gone(200 * NANOS).unwrap();
@@ -348,18 +353,25 @@ fn what_was_left_must_still_be_there_within_one_boot() {
 #[test]
 fn what_is_taken_off_on_purpose_is_not_missed_and_the_rest_goes_on_from_where_it_is() {
     let mut state = begin(Cursors::default(), 100);
+    let is_left = |state: &State| begin(state.cursors(), 200).left().is_some();
     state.leave("nft", Some(String::new()));
     assert_eq!(charged(&mut state, snapshot("nft", 7, 110 * NANOS, 1000)).0, 0);
     state.begin_at_zero(|_| true, 110 * NANOS);
     assert_eq!(charged(&mut state, snapshot("nft", 7, 120 * NANOS, 1500)).0, 500);
-    // Its counters begin again with the rules, in the same epoch.
-    let rest = snapshot("nft", 7, 121 * NANOS, 0);
-    state.took_off("nft", Some(rest), "port 443".to_owned(), 121 * NANOS);
-    assert!(state.left().is_some() && state.cursors().zeros.0.is_empty());
-    let (bytes, kinds) = charged(&mut state, snapshot("nft", 7, 130 * NANOS, 40));
-    assert_eq!((bytes, kinds), (40, vec!["cleaned".to_owned()]));
+    // Its counters go on, and what they have counted meanwhile is charged.
+    let rest = frame([snapshot("nft", 7, 121 * NANOS, 1700)]);
+    state.took_off("nft", Some(rest), "port 80".to_owned(), 121 * NANOS);
+    assert_eq!(taken(&mut state), (200, vec!["cleaned".to_owned()]));
+    assert!(is_left(&state) && state.cursors().zeros.0.len() == 1);
+    // They begin again with the rules, in the same epoch.
+    let rest = frame([snapshot("nft", 7, 122 * NANOS, 30)]);
+    state.took_off("nft", Some(rest), "port 443".to_owned(), 122 * NANOS);
+    assert_eq!(taken(&mut state), (30, vec!["cleaned".to_owned()]));
+    assert!(is_left(&state) && state.cursors().zeros.0.is_empty());
+    let (bytes, kinds) = charged(&mut state, snapshot("nft", 7, 130 * NANOS, 70));
+    assert_eq!((bytes, kinds), (40, vec![]));
     state.took_off("nft", None, "all".to_owned(), 140 * NANOS);
-    assert_eq!(state.left(), None);
+    assert!(!is_left(&state));
 }
 
 /// Counters are in no order.

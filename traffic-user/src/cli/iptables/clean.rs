@@ -48,7 +48,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let said = match args.port {
         Some(port) => rules_of(common, port, args.dry_run)?,
         None if args.dry_run => meter::clean_rules(true)?,
-        None => booked(common, || meter::clean_rules(false))?,
+        None => booked(common, meter::rules_installed, || meter::clean_rules(false))?,
     };
     say(common, args.dry_run, &said, &[])?;
     Ok(ExitCode::SUCCESS)
@@ -63,7 +63,7 @@ pub(super) fn port(common: &Common, port: u16) -> Result<()> {
 fn rules_of(common: &Common, port: u16, dry_run: bool) -> Result<Vec<String>, anyhow::Error> {
     let mut said = meter::clean_rules_of(port, true)?;
     if !dry_run && !said.is_empty() {
-        said = booked(common, || meter::clean_rules_of(port, false))?;
+        said = booked(common, meter::rules_installed, || meter::clean_rules_of(port, false))?;
     }
     if !said.is_empty() {
         return Ok(said);

@@ -110,7 +110,7 @@ fn a_file_that_was_removed_is_begun_anew_with_the_cursors_and_says_so() {
     }
     let cursors = Cursors {
         active: vec!["tcx"],
-        left: Some(Left { boot: 7, meter: "tcx", place: "/a b".to_owned() }),
+        left: Some(Left { boot: 7, meter: "tcx", epoch: None, place: "/a b".to_owned() }),
         ..Cursors::default()
     };
     let news = store.commit(&Plan { cursors: cursors.clone(), ..one(0) }).unwrap();
