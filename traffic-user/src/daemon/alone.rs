@@ -116,7 +116,7 @@ pub(crate) fn clean_alone(
             let rest = rest.filter(|rest| (rest.meter, rest.epoch) == (meter, epoch));
             let what = match (&cleaned, &rest) {
                 (Err(_), _) => "`clean` failed half way: what is gone went on purpose".to_owned(),
-                (Ok(said), Some(_)) => format!("taken off by `clean`: {}", said.join(", ")),
+                (Ok(said), Some(_)) => format!("taken off by `clean`: {}", in_short(said)),
                 (Ok(_), None) => "all that counted was taken off by `clean`".to_owned(),
             };
             let rest = rest.map(|rest| frame_of(rest, &state));
@@ -127,6 +127,15 @@ pub(crate) fn clean_alone(
         not_booked(&error);
     }
     cleaned
+}
+
+/// The first of many lines: the ledger keeps them for good.
+fn in_short(said: &[String]) -> String {
+    match said {
+        [] => "nothing".to_owned(),
+        [one] => one.clone(),
+        [first, rest @ ..] => format!("{first}, and {} more", rest.len()),
+    }
 }
 
 /// Counts what is read for the ledger; gives which counters that were.
