@@ -27,8 +27,8 @@ use crate::maps::{self, COUNTERS, FRAGMENTS, PORT_SLOT, SKIPPED};
 /// Index of the loopback device, the same in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// TCP, UDP and "any": protocols that stand in the place of a port. A socket that really has one of these
-/// ports is none the worse for it: the packet says the same.
+/// TCP, UDP and "any": protocols that stand in the place of a port. For a socket that really has one of these
+/// ports the packet says the same, but behind NAT.
 const NO_PORTS: [u16; 3] = [6, 17, 255];
 
 /// In the place of a port: the one that the packet says. No socket has it.

@@ -147,6 +147,11 @@ impl PortRange {
         self.first..=self.last
     }
 
+    /// Whether a port is in it.
+    pub const fn has(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
     const fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
@@ -325,7 +330,7 @@ impl Group {
 
     /// Whether this port is one of its own.
     pub fn has(&self, port: u16) -> bool {
-        self.ranges.iter().any(|range| range.first() <= port && port <= range.last())
+        self.ranges.iter().any(|range| range.has(port))
     }
 
     /// The group without one of its ports, under the same name; `None` when nothing is left.
@@ -338,12 +343,11 @@ impl Group {
     /// ```
     pub fn without(&self, port: u16) -> Option<Self> {
         let ranges = self.ranges.iter().flat_map(|range| {
-            let (first, last) = (range.first(), range.last());
-            if port < first || port > last {
+            if !range.has(port) {
                 return [Some(*range), None];
             }
-            let below = port.checked_sub(1).and_then(|end| PortRange::new(first, end));
-            let above = port.checked_add(1).and_then(|begin| PortRange::new(begin, last));
+            let below = port.checked_sub(1).and_then(|end| PortRange::new(range.first, end));
+            let above = port.checked_add(1).and_then(|begin| PortRange::new(begin, range.last));
             [below, above]
         });
         Self::new(ranges.flatten().collect(), self.transport, self.name.clone()).ok()

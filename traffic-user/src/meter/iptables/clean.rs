@@ -3,18 +3,19 @@
 use std::collections::HashSet;
 
 use super::{
-    Backend, Family, MeterError, base, host,
+    MeterError, base, host,
     rules::{self, Counting, NOTE, Note, Ours},
     tool::{self, Tool},
 };
-use crate::{accounting::ident::shown, meter::nft};
+use crate::accounting::ident::shown;
 
 /// Takes off all of ours, in both back ends and both families. Gives a line for each thing; with
 /// `dry_run` only says them.
 ///
 /// # Errors
 ///
-/// The first thing that could not be removed; all that could be is removed.
+/// The first thing that could not be removed. Nothing is removed where a program says before that it could
+/// not; else all that could be is.
 pub fn clean(dry_run: bool) -> Result<Vec<String>, MeterError> {
     if !dry_run {
         // All of it or nothing, as far as the programs can tell before.
@@ -54,11 +55,7 @@ pub(in crate::meter) fn clean_left(persist: bool) -> Result<(), MeterError> {
 /// Whether there is anything of ours in any back end, found out without a list of all rules where that can
 /// be.
 pub(in crate::meter) fn is_anything_here() -> bool {
-    let has = |tool: &Tool| match tool.backend {
-        Backend::Legacy => tool.ours().is_ok_and(|ours| !ours.is_empty()),
-        Backend::Nft => nft::has_filter(tool.family == Family::V6, Some(NOTE)).unwrap_or_default(),
-    };
-    tool::all().iter().any(has)
+    tool::all().iter().any(|tool| tool.may_have_ours().unwrap_or_default())
 }
 
 /// Takes one port off our rules, and with the last of them all of ours. A group of nothing else goes with its
@@ -79,7 +76,7 @@ pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
                 continue;
             };
             let rest = group.without(port);
-            if rule.ranges.iter().any(|range| range.first() <= port && port <= range.last()) {
+            if rule.ranges.iter().any(|range| range.has(port)) {
                 let part = if rest.is_some() { format!("port {port} of ") } else { String::new() };
                 lines.push(part + &line(tool, rule));
             }

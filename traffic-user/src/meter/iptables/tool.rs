@@ -117,10 +117,16 @@ impl Tool {
         Ok(table)
     }
 
-    /// Whether the kernel says that there is something of ours, whatever the program lists.
-    fn may_have_ours(&self) -> bool {
-        let ipv6 = self.family == Family::V6;
-        self.backend == Backend::Nft && nft::has_filter(ipv6, Some(NOTE)).is_ok_and(|there| there)
+    /// Whether there is something of ours, as the kernel says it: whatever the program lists, and faster.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be told.
+    pub(super) fn may_have_ours(&self) -> Result<bool, MeterError> {
+        match self.backend {
+            Backend::Legacy => self.ours().map(|ours| !ours.is_empty()),
+            Backend::Nft => nft::has_filter(self.family == Family::V6, Some(NOTE)),
+        }
     }
 
     /// A table that is not in the list: there is none, or nothing in it, or there is something in it that the program does not
@@ -167,13 +173,10 @@ impl Tool {
     /// The same, where a table that cannot be listed, and has no notes of ours, has nothing of ours: what others
     /// have there is then no reason to do nothing elsewhere.
     pub(super) fn ours_if_any(&self) -> Result<Ours, MeterError> {
-        let ipv6 = self.family == Family::V6;
-        let no_notes = || {
-            self.backend == Backend::Nft
-                && nft::has_filter(ipv6, Some(NOTE)).is_ok_and(|there| !there)
-        };
         match self.ours() {
-            Err(MeterError::Tool { .. }) if no_notes() => Ok(Ours::default()),
+            Err(MeterError::Tool { .. }) if self.may_have_ours().is_ok_and(|may| !may) => {
+                Ok(Ours::default())
+            }
             ours => ours,
         }
     }
@@ -336,7 +339,7 @@ pub(super) fn choose() -> Result<Vec<Tool>, MeterError> {
             seen.ours |= match tool.ours() {
                 // What nobody may look at may be ours, and others beside it would count the same.
                 Err(error @ MeterError::Denied { .. }) => return Err(error),
-                Err(error) if tool.may_have_ours() => return Err(error),
+                Err(error) if tool.may_have_ours().is_ok_and(|may| may) => return Err(error),
                 ours => ours.is_ok_and(|ours| !ours.is_empty()),
             };
             seen.filled |= tool.is_filled();
