@@ -82,6 +82,10 @@ fn a_link_that_is_taken_off_under_a_daemon_is_put_back_and_the_gap_is_said() {
     pair.send(5);
     let last = daemon.stop();
     assert_eq!((last.group("5000"), last.text("coverage")), (input(10), "gap"));
+    let events = pair.site.run(&pair.here.ns, &["export", "json", "events"]).json();
+    let told = &events["events"][0];
+    assert_eq!(told["kind"], "gap", "{events}");
+    assert!(told.to_string().contains("our link on eth0 was taken off"), "{events}");
     // It was put back to stay.
     pair.send(5);
     assert_eq!(pair.dump().group("5000"), input(15));

@@ -7,6 +7,7 @@ use traffic_tests::{
     document::Traffic,
     load, need, wait,
 };
+use traffic_user::{accounting::subject::Subject, ledger::Reader};
 
 use super::{DATAGRAM4, Lab, METERS, needs, port, run};
 
@@ -185,6 +186,49 @@ fn a_back_end_that_may_not_be_looked_into_gets_no_rules_in_the_other_beside_it()
         assert!(answer.stderr.contains("CAP_NET_RAW is missing"), "{verb:?}: {}", answer.stderr);
     }
     assert_eq!(lab.rules(), before);
+    site.run(&lab.host, &["clean"]);
+}
+
+#[test]
+fn a_clean_that_cannot_be_done_begins_nowhere_and_one_that_fails_half_way_says_what_is_gone() {
+    needs!();
+    let (site, lab) = (Site::new(), Lab::new());
+    let before = lab.rules();
+    let args = ["--ports", "5000/udp", "--iface", "eth0", "--persist"];
+    run(&site, &lab, "iptables", &args).stop();
+    lab.send(false, 5000, 5);
+    let counting = lab.rules();
+    let clean = |refuses: &str| {
+        let mut scripts = iptables();
+        for (name, script) in &mut scripts {
+            if name == "ip6tables-nft-restore" {
+                *script = format!("{refuses} && {{ echo no >&2; exit 1; }}; {script}");
+            }
+        }
+        let scripts: Vec<_> = scripts.iter().map(|(name, text)| (&**name, text.clone())).collect();
+        let mut command = site.traffic(&lab.host, &["clean"]);
+        Answer::of(command.env("TRAFFIC_TOOLS", tools(&site, &scripts)))
+    };
+    let answer = clean("true");
+    assert_eq!(answer.code, Some(2), "{}", answer.stdout);
+    assert_eq!(lab.rules(), counting, "it would not go in one family, and stays in both");
+    let answer = clean("case \"$*\" in *--test*) false;; esac");
+    assert_eq!(answer.code, Some(2), "{}", answer.stdout);
+    let gone = answer.stderr.matches("this was: the udp rule of 5000/udp").count();
+    assert_eq!(gone, 2, "{}", answer.stderr);
+    assert!(!lab.rules().contains("table ip filter {\n\tchain TRAFFIC"), "IPv4 is gone");
+
+    assert_eq!(site.run(&lab.host, &["clean"]).code, Some(0));
+    assert_eq!(lab.rules(), before);
+    let mut daemon = run(&site, &lab, "iptables", &args);
+    daemon.fresh();
+    assert!(!daemon.messages().contains("is gone"), "{}", daemon.messages());
+    daemon.stop();
+    let reader = Reader::open(&site.state).expect("open the ledger").expect("a ledger");
+    let group = Subject::group(&"5000/udp".parse().expect("a group"));
+    let totals = reader.totals(&group).expect("ask the ledger");
+    let packets: Vec<_> = totals.iter().map(|usage| usage.traffic.input_packets).collect();
+    assert_eq!(packets, [5], "booked before anything went");
     site.run(&lab.host, &["clean"]);
 }
 

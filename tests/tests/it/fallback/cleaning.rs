@@ -107,6 +107,11 @@ fn what_a_port_had_is_booked_before_it_is_cleaned_and_it_begins_anew() {
         // The former zero is of counters that are gone.
         let shown = iptables(&site, &lab, &["port", "--json"]).json();
         assert_eq!(shown["ports"]["7000"]["input_packets"], 3, "{meter}: {shown}");
+        // What a group had that is watched no more can go by its port as well.
+        run(&site, &lab, meter, &["--ports", "5000/udp", "--persist", "--iface", "eth0"]).stop();
+        assert_eq!(iptables(&site, &lab, &["clean", "7000"]).code, Some(0), "{meter}");
+        let left = iptables(&site, &lab, &["port", "--json"]).json();
+        assert_eq!(left["ports"]["7000"], serde_json::Value::Null, "{meter}: {left}");
         site.run(&lab.host, &["clean"]);
     }
 }

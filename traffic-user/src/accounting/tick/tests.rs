@@ -209,9 +209,17 @@ fn a_meter_that_hands_over_is_charged_to_its_end_and_the_next_one_from_there() {
     let mut first = begin(Cursors::default(), 0);
     charged(&mut first, at("tcx", 7, 10, 100));
     let mut state = begin(first.cursors(), 100);
-    state.hand_over(at("tcx", 7, 101, 170), at("nft", 1, 101, 40), Traffic::default());
+    let (last, baseline) = (at("tcx", 7, 101, 170), at("nft", 1, 101, 40));
+    let said = state.hand_over(last.clone(), baseline.clone(), Traffic::default());
+    assert_eq!(said, None);
     assert_eq!(taken(&mut state), (70, vec!["meter-changed".into()]));
     assert_eq!(charged(&mut state, at("nft", 1, 110, 45)), (5, vec![]));
+
+    let mut state = begin(first.cursors(), 100);
+    let unseen = Traffic { input_bytes: 9, ..Traffic::default() };
+    let said = state.hand_over(last, baseline, unseen);
+    assert!(said.is_some_and(|said| said.contains("at most 9 bytes in and 0 out")));
+    assert_eq!(taken(&mut state), (70, vec!["meter-changed".into(), "gap".into()]));
 }
 
 #[test]
