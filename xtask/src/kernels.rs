@@ -27,9 +27,12 @@ use crate::{apt, missing::Missing, place};
 
 /// Tells the tests where the kernels are.
 pub(crate) const KERNELS: &str = "TRAFFIC_KERNELS";
-/// How the packages of a kernel for virtual machines begin and end. Their names move with every fix.
+/// How the packages of a kernel begin. Their names move with every fix.
 const PREFIX: &str = "linux-image-";
-const SUFFIX: &str = "-cloud-amd64";
+/// How the names of those for virtual machines end.
+const CLOUD: &str = "-cloud-amd64";
+/// How the names of those end in which everything can be preempted.
+const REAL_TIME: &str = "-rt-amd64";
 /// So many builds of a kernel are tried in one suite: an archive that is being moved still lists
 /// files that it has no more.
 const TRIES: usize = 4;
@@ -42,28 +45,39 @@ struct Kernel {
     label: &'static str,
     /// What its version begins with; nothing for the newest there is.
     series: &'static str,
+    /// How the names of its packages end.
+    flavour: &'static str,
     /// In the order to try.
     suites: &'static [(Archive, &'static str)],
 }
 
-/// From the oldest that is supported to the newest there is.
-const ALL: [Kernel; 4] = [
+/// From the oldest that is supported to the newest there is, and one with `PREEMPT_RT`.
+const ALL: [Kernel; 5] = [
     Kernel {
         label: "5.10",
         series: "5.10.",
+        flavour: CLOUD,
         suites: &[(Archive::Security, "bullseye-security"), (Archive::Main, "bullseye")],
     },
     Kernel {
         label: "6.1",
         series: "6.1.",
+        flavour: CLOUD,
         suites: &[(Archive::Main, "bookworm"), (Archive::Security, "bookworm-security")],
     },
     Kernel {
         label: "6.12",
         series: "6.12.",
+        flavour: CLOUD,
         suites: &[(Archive::Main, "bookworm-backports"), (Archive::Main, "trixie")],
     },
-    Kernel { label: "newest", series: "", suites: &[(Archive::Main, "sid")] },
+    Kernel {
+        label: "6.12-rt",
+        series: "6.12.",
+        flavour: REAL_TIME,
+        suites: &[(Archive::Main, "bookworm-backports"), (Archive::Main, "trixie")],
+    },
+    Kernel { label: "newest", series: "", flavour: CLOUD, suites: &[(Archive::Main, "sid")] },
 ];
 
 /// Modules that no test can do without.
@@ -202,14 +216,14 @@ fn download(sh: &Shell, kernel: &Kernel, archives: &Archives, work: &Path) -> Re
                 continue;
             }
         };
-        let names = builds(&apt.names()?, kernel.series);
+        let names = builds(&apt.names()?, kernel.series, kernel.flavour);
         if names.is_empty() {
-            failures
-                .push(format!("{suite} of {address} has no {PREFIX}{}*{SUFFIX}", kernel.series));
+            let (series, flavour) = (kernel.series, kernel.flavour);
+            failures.push(format!("{suite} of {address} has no {PREFIX}{series}*{flavour}"));
         }
         for name in names.iter().take(TRIES) {
             eprintln!("fetching kernel {}: {name} of {suite} from {address}", kernel.label);
-            match apt.unpack(name, &work.join(name)) {
+            match apt.unpack(name, kernel.flavour, &work.join(name)) {
                 Ok(root) => return Ok(root),
                 Err(err) => failures.push(format!("{err:#}")),
             }
@@ -218,12 +232,12 @@ fn download(sh: &Shell, kernel: &Kernel, archives: &Archives, work: &Path) -> Re
     bail!("{}", failures.join("; "))
 }
 
-/// Packages with an image of that series among `names`, the newest build first.
-fn builds(names: &str, series: &str) -> Vec<String> {
+/// Packages with an image of that series and flavour among `names`, the newest build first.
+fn builds(names: &str, series: &str, flavour: &str) -> Vec<String> {
     let mut builds: Vec<(Vec<u64>, String)> = names
         .split_ascii_whitespace()
         .filter_map(|name| {
-            let version = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+            let version = name.strip_prefix(PREFIX)?.strip_suffix(flavour)?;
             // Packages without a version only depend on others.
             let complete = version.starts_with(series) && version.matches('.').count() >= 2;
             complete.then(|| (numbers(version), name.to_owned()))
@@ -316,13 +330,15 @@ mod tests {
     fn the_newest_build_of_a_series_comes_first() {
         let names = "linux-image-5.10.0-9-cloud-amd64\nlinux-image-5.10.0-46-cloud-amd64\n\
             linux-image-5.10.0-46-cloud-amd64-dbg\nlinux-image-5.10.0-46-amd64\n\
-            linux-image-6.1.0-0.deb11.52-cloud-amd64\nlinux-image-6.1-cloud-amd64\nlinux-image-cloud-amd64\n";
+            linux-image-6.1.0-0.deb11.52-cloud-amd64\nlinux-image-6.1-cloud-amd64\nlinux-image-cloud-amd64\n\
+            linux-image-5.10.0-46-rt-amd64\nlinux-image-5.10.0-46-rt-amd64-dbg\nlinux-image-rt-amd64\n";
         assert_eq!(
-            builds(names, "5.10."),
+            builds(names, "5.10.", CLOUD),
             ["linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-9-cloud-amd64"]
         );
-        assert_eq!(builds(names, "")[0], "linux-image-6.1.0-0.deb11.52-cloud-amd64");
-        assert_eq!(builds(names, "6.12."), Vec::<String>::new());
+        assert_eq!(builds(names, "5.10.", REAL_TIME), ["linux-image-5.10.0-46-rt-amd64"]);
+        assert_eq!(builds(names, "", CLOUD)[0], "linux-image-6.1.0-0.deb11.52-cloud-amd64");
+        assert_eq!(builds(names, "6.12.", CLOUD), Vec::<String>::new());
     }
 
     #[test]

@@ -170,7 +170,9 @@ fn nothing_that_a_terminal_obeys_is_shown_raw() {
     daemon.kill();
     let clean = site.run(&host, &["clean"]);
     assert!(clean.stdout.contains("clsact"), "{}", clean.stdout);
-    for text in [table.stdout, missing.stderr, clean.stdout] {
+    host.sh(&["ip", "route", "add", "default", "dev", name]);
+    let doctor = site.run(&host, &["doctor"]);
+    for text in [table.stdout, missing.stderr, clean.stdout, doctor.stdout] {
         assert!(!text.contains(name) && text.contains("e\\u{1b}[2J"), "{text:?}");
     }
     // Nor in the name of a group: this turns the direction of writing.

@@ -78,9 +78,9 @@ fn wanted(hook: &str) -> Vec<String> {
 }
 
 /// Boots the kernel and looks at what the guest says. `unseen`: how many first segments of two IPv6
-/// connections the kernel keeps from a cgroup.
+/// connections the kernel keeps from a cgroup. `atomic`: hooks whose adds are atomic.
 #[track_caller]
-fn check(kernel: &Kernel, hook: &str, unseen: &str) {
+fn check(kernel: &Kernel, hook: &str, unseen: &str, atomic: &[&str]) {
     let mut files = files().clone();
     files.files(&kernel.modules(), "/modules");
     let words = "TRAFFIC_BIN=/bin/traffic TRAFFIC_TEST_ALL=1 PATH=/sbin:/bin";
@@ -101,14 +101,18 @@ fn check(kernel: &Kernel, hook: &str, unseen: &str) {
     assert_eq!(lines("info: kernel="), [kernel.release()]);
     assert_eq!(lines("info: hook="), [hook]);
     assert_eq!(lines("info: unseen="), [unseen]);
+    assert_eq!(lines("info: atomic="), atomic);
     assert_eq!(passed, wanted(hook));
 }
 
 macro_rules! on {
-    ($label:literal, $hook:literal, $unseen:literal) => {{
+    ($label:literal, $hook:literal, $unseen:literal) => {
+        on!($label, $hook, $unseen, ["hook cgroup"])
+    };
+    ($label:literal, $hook:literal, $unseen:literal, $atomic:expr) => {{
         need!(Object, Tool("ip"), Tool("tc"), Tool("qemu-system-x86_64"), Kernel($label));
         need!(Tool("nft"), Tool("iptables-legacy"));
-        check(&Kernel::find($label).expect("it was asked for"), $hook, $unseen);
+        check(&Kernel::find($label).expect("it was asked for"), $hook, $unseen, &$atomic);
     }};
 }
 
@@ -125,6 +129,11 @@ fn linux_6_1_counts_at_clsact() {
 #[test]
 fn linux_6_12_counts_at_tcx() {
     on!("6.12", "tcx", "0");
+}
+
+#[test]
+fn linux_6_12_where_all_can_be_preempted_adds_atomically() {
+    on!("6.12-rt", "tcx", "0", ["hook tc", "hook cgroup"]);
 }
 
 #[test]

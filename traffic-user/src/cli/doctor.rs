@@ -227,8 +227,14 @@ fn meters(args: &Args) -> (Option<MeterKind>, Vec<Check>) {
     let checks = trials
         .into_iter()
         .map(|(kind, result)| match result {
-            Ok(()) if Some(kind) == chosen => Check::ok(name(kind), "works; chosen by auto"),
-            Ok(()) => Check::ok(name(kind), "works"),
+            Ok(()) => {
+                let by_auto = if Some(kind) == chosen { "; chosen by auto" } else { "" };
+                let adds = match kind {
+                    MeterKind::Ebpf(hook) if ebpf::adds_atomically(hook) => "; adds are atomic",
+                    _ => "",
+                };
+                Check::ok(name(kind), format!("works{by_auto}{adds}"))
+            }
             Err(reason) if chosen.is_some() => Check::info(name(kind), reason, ""),
             Err(reason) => Check::fail(name(kind), reason, None),
         })

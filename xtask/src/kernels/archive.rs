@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use xshell::{Shell, cmd};
 
-use super::{PREFIX, SUFFIX};
+use super::PREFIX;
 
 /// A Debian archive to use in place of the one in this machine's sources.
 const ARCHIVE: &str = "TRAFFIC_DEBIAN_ARCHIVE";
@@ -147,7 +147,7 @@ impl<'a> Apt<'a> {
     }
 
     /// Fetches a package, with the others that make up the same kernel, and gives a root folder.
-    pub(super) fn unpack(&self, name: &str, work: &Path) -> Result<PathBuf> {
+    pub(super) fn unpack(&self, name: &str, flavour: &str, work: &Path) -> Result<PathBuf> {
         let (debs, root) = (work.join("debs"), work.join("root"));
         fs::create_dir_all(&debs)?;
         fs::create_dir_all(&root)?;
@@ -160,7 +160,7 @@ impl<'a> Apt<'a> {
                 .quiet()
                 .read()
                 .with_context(|| format!("{} has no package {name}", self.suite))?;
-            for part in parts(&text) {
+            for part in parts(&text, flavour) {
                 if !names.contains(&part) {
                     names.push(part);
                 }
@@ -200,13 +200,13 @@ impl<'a> Apt<'a> {
 }
 
 /// Other packages of the same kernel that a package depends on.
-fn parts(control: &str) -> Vec<String> {
+fn parts(control: &str, flavour: &str) -> Vec<String> {
     control
         .lines()
         .filter_map(|line| line.strip_prefix("Depends:"))
         .flat_map(|list| list.split(','))
         .filter_map(|relation| relation.split_ascii_whitespace().next())
-        .filter(|name| name.starts_with("linux-") && name.ends_with(SUFFIX))
+        .filter(|name| name.starts_with("linux-") && name.ends_with(flavour))
         .map(str::to_owned)
         .collect()
 }
@@ -247,6 +247,9 @@ mod tests {
         let control = "Package: linux-image-7-cloud-amd64\n\
             Depends: dracut | initramfs-tools, linux-base (>= 4), linux-base-7-cloud-amd64 (= 7-1), linux-modules-7-cloud-amd64 (= 7-1)\n\
             Suggests: linux-doc-7-cloud-amd64\n";
-        assert_eq!(parts(control), ["linux-base-7-cloud-amd64", "linux-modules-7-cloud-amd64"]);
+        assert_eq!(
+            parts(control, "-cloud-amd64"),
+            ["linux-base-7-cloud-amd64", "linux-modules-7-cloud-amd64"]
+        );
     }
 }

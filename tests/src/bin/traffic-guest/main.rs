@@ -128,6 +128,9 @@ fn doctor() {
         let check = checks.iter().find(|check| check["name"] == hook);
         let check = check.unwrap_or_else(|| panic!("no check `{hook}` in {document}"));
         assert_eq!(check["status"], "ok", "{check}");
+        if check["found"].as_str().is_some_and(|found| found.ends_with("; adds are atomic")) {
+            println!("info: atomic={hook}");
+        }
     }
 }
 

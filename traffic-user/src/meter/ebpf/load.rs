@@ -56,7 +56,7 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
     }
     let Parameters { hook, slots, log, pins } = parameters;
     let entries = stripes()?.saturating_mul(slots).saturating_mul(PARTS);
-    let atomic = u8::from(hook == Hook::Cgroup || preempt_rt());
+    let atomic = u8::from(adds_atomically(hook));
     let level: u8 = if log { 4 } else { 0 };
     let mut loader = loader();
     loader
@@ -185,7 +185,14 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<(), MeterError> {
     Ok(())
 }
 
-/// On such a kernel softirqs are threads, and one may push another aside in the middle of an add.
+/// Whether a program at this hook can be interrupted on its own CPU by another of them, so that its adds
+/// must be atomic: at a cgroup always (a softirq interrupts a process), at a device where softirqs are
+/// threads, of which one may push another aside in the middle of an add.
+pub fn adds_atomically(hook: Hook) -> bool {
+    hook == Hook::Cgroup || preempt_rt()
+}
+
+/// Whether this is a kernel with `PREEMPT_RT`.
 fn preempt_rt() -> bool {
     let says = |file, word: &str| {
         fs::read_to_string(file)

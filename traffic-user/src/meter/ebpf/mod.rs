@@ -41,6 +41,7 @@ use crate::accounting::{
 use crate::fault;
 
 pub use crate::accounting::ident::Hook;
+pub use load::adds_atomically;
 pub use pinned::Pinned;
 pub use pins::DEFAULT_PINS;
 pub use trial::try_all;
