@@ -97,7 +97,8 @@ pub mod skip {
     pub const OTHER: u32 = 2;
     /// Ends before its ports, or contradicts itself.
     pub const MALFORMED: u32 = 3;
-    /// Traffic of the host with itself, at the cgroup hook.
+    /// Traffic of the host with itself: over the loopback, at the cgroup hook; what it sends to a group, or to
+    /// all, and is handed back, at every hook.
     pub const LOOPBACK: u32 = 4;
     /// How many reasons there are.
     pub const REASONS: u32 = 5;

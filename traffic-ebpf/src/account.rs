@@ -7,8 +7,8 @@ use core::{
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::__sk_buff,
-    helpers::generated::{bpf_get_smp_processor_id, bpf_skb_load_bytes},
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{bpf_get_smp_processor_id, bpf_sk_fullsock, bpf_skb_load_bytes},
 };
 use aya_log_ebpf::{
     debug,
@@ -27,9 +27,13 @@ use crate::maps::{self, COUNTERS, FRAGMENTS, PORT_SLOT, SKIPPED};
 /// Index of the loopback device, the same in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// TCP, UDP and "any": protocols that stand in the place of a port. For a socket that really has one of these
-/// ports the packet says the same, but behind NAT.
-const NO_PORTS: [u16; 3] = [6, 17, 255];
+/// `pkt_type` of what this host sent to a group, or to all, and the kernel hands back to it.
+const PACKET_LOOPBACK: u32 = 5;
+
+/// A socket that is given whole packets, by protocol and not by port.
+const SOCK_RAW: u32 = 3;
+/// What may be a protocol in the place of a port.
+const MOST_PROTOCOL: u32 = 255;
 
 /// In the place of a port: the one that the packet says. No socket has it.
 const OF_THE_PACKET: u16 = 0;
@@ -44,7 +48,27 @@ pub enum Direction {
 /// Counts one skb. Decides nothing about it.
 #[inline(always)]
 pub fn account(ctx: &impl EbpfContext, link: Link, direction: Direction) {
+    let skb = ctx.as_ptr().cast::<__sk_buff>();
+    // It has no link header. On a device where others have one it is never like most: see `account_any`.
+    if link == Link::Bare && is_handed_back(skb, direction) {
+        return handed_back(skb, direction);
+    }
     account_for(ctx, link, direction, OF_THE_PACKET);
+}
+
+/// Whether this host sent it: it was counted when it left, and no device has received it.
+#[inline(always)]
+fn is_handed_back(skb: *const __sk_buff, direction: Direction) -> bool {
+    // SAFETY: the kernel gave the context.
+    direction == Direction::Input && unsafe { (*skb).pkt_type } == PACKET_LOOPBACK
+}
+
+/// Traffic of the host with itself: nobody's.
+#[inline(always)]
+fn handed_back(skb: *const __sk_buff, direction: Direction) {
+    cold_path();
+    let amount = Amount { bytes: skb_len(skb) as u64, packets: 1 };
+    skipped(skip::LOOPBACK, amount, direction);
 }
 
 /// Counts one skb to `port` of this host.
@@ -114,6 +138,10 @@ impl Taker for Counting<'_> {
 fn account_any(skb: *const __sk_buff, bare: bool, output: bool, port: u16) {
     let link = if bare { Link::Bare } else { Link::Ethernet };
     let direction = if output { Direction::Output } else { Direction::Input };
+    // Where its ethertype would be stands a part of an address of this host, and behind it another.
+    if !bare && is_handed_back(skb, direction) {
+        return handed_back(skb, direction);
+    }
     let linear = Linear::of(skb);
     let offload = offload(skb);
     match parse(&linear, link, offload) {
@@ -133,31 +161,54 @@ fn account_any(skb: *const __sk_buff, bare: bool, output: bool, port: u16) {
 pub fn account_socket(ctx: &impl EbpfContext, direction: Direction) {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
     // SAFETY: the kernel gave the context.
-    let (ifindex, len) = (unsafe { (*skb).ifindex }, skb_len(skb));
-    if ifindex == LOOPBACK {
-        skipped(skip::LOOPBACK, Amount { bytes: len as u64, packets: 1 }, direction);
-    } else {
-        // A NAT rule has written another port into what leaves, but not yet into what enters.
-        let port = match direction {
-            Direction::Input => OF_THE_PACKET,
-            Direction::Output => port_of_socket(skb),
-        };
-        account_for(ctx, Link::Bare, direction, port);
+    let ifindex = unsafe { (*skb).ifindex };
+    if ifindex == LOOPBACK || is_handed_back(skb, direction) {
+        return handed_back(skb, direction);
     }
+    let port = port_of_socket(skb);
+    // A NAT rule has written another port into what leaves, but not yet into what enters.
+    let port = match (direction, port) {
+        // Each raw socket is given a copy of what is for a port, which another socket has.
+        (Direction::Input, RAW_TCP | RAW_UDP) => return cold_path(),
+        (Direction::Input, _) | (Direction::Output, RAW_TCP | RAW_UDP | RAW) => OF_THE_PACKET,
+        (Direction::Output, port) => port as u16,
+    };
+    account_for(ctx, Link::Bare, direction, port);
 }
 
-/// The port that the sending socket has.
+/// In the place of a port: what raw sockets have. No port is as large.
+const RAW: u32 = 1 << 16;
+const RAW_TCP: u32 = RAW | 6;
+const RAW_UDP: u32 = RAW | 17;
+
+/// The port that the socket has which sends or gets it; 0 without one.
 #[inline(always)]
-fn port_of_socket(skb: *const __sk_buff) -> u16 {
+fn port_of_socket(skb: *const __sk_buff) -> u32 {
     // SAFETY: the kernel gave the context; reading the pointer gives a socket or null.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {
-        return OF_THE_PACKET;
+        return OF_THE_PACKET.into();
     }
     // SAFETY: the kernel keeps the socket of an skb while it is looked at. Host byte order.
-    let port = unsafe { (*socket).src_port as u16 };
+    let port = unsafe { (*socket).src_port };
     // Raw sockets, and the one with which the kernel answers for nobody (resets), have their protocol there.
-    if NO_PORTS.contains(&port) { OF_THE_PACKET } else { port }
+    if port <= MOST_PROTOCOL && is_raw(socket) {
+        cold_path();
+        return match port {
+            6 => RAW_TCP,
+            17 => RAW_UDP,
+            _ => RAW,
+        };
+    }
+    port
+}
+
+#[inline(always)]
+fn is_raw(socket: *mut bpf_sock) -> bool {
+    // SAFETY: as above; the helper gives the same socket or null.
+    let whole = unsafe { bpf_sk_fullsock(socket) };
+    // SAFETY: it is not null.
+    !whole.is_null() && unsafe { (*whole).type_ } == SOCK_RAW
 }
 
 #[inline(always)]

@@ -6,12 +6,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
 };
 
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use traffic_tests::{
     capture::Capture,
     cgroup::Cgroup,
     daemon::{Daemon, Site},
     device::{Device, veth},
-    document::Traffic,
+    document::{Document, Traffic},
     load, need,
     netns::NetNs,
 };
@@ -192,6 +193,99 @@ fn traffic_of_the_host_with_itself_is_in_no_group() {
     assert_eq!(document.skipped("unwatched"), Traffic::default());
 }
 
+/// Whoever looks at packets with a raw socket gets a copy of each, past the same programs.
+#[test]
+fn a_copy_for_a_raw_socket_counts_nowhere_and_what_one_sends_under_the_port_that_it_says() {
+    need!(Root, Bpf, Object, Netns, Cgroup2, Tool("ip"));
+    let host = Host::new();
+    let site = Site::new();
+    let daemon = host.count(&site, &["--ports", "1,6,17,5000,5001,6000/udp"]);
+    let raw = |ipv6, protocol: i32| {
+        let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+        let make = || Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)));
+        host.cgroup.run(|| host.here.ns.run(make)).expect("a raw socket")
+    };
+    for ipv6 in [false, true] {
+        let _copies =
+            [(); 2].map(|()| [raw(ipv6, libc::IPPROTO_UDP), raw(ipv6, libc::IPPROTO_TCP)]);
+        let client = load::udp(&host.there, ipv6, 40_000);
+        // One that really has the number of the protocol.
+        for (port, count) in [(5000, 20), (17, 3)] {
+            let server = host.server(ipv6, port);
+            for _ in 0..count {
+                load::datagram(&client, &server, 72);
+                load::datagram(&server, &client, 72);
+            }
+        }
+        let inside = host.cgroup.run(|| load::tcp_socket(&host.here, ipv6, 5001));
+        load::transfer(&load::tcp_socket(&host.there, ipv6, 5001), &inside, 100_000);
+    }
+    // UDP from port 6000, sent with a header of its own by a socket of another protocol.
+    let spoof = raw(false, libc::IPPROTO_ICMP);
+    spoof.set_header_included_v4(true).expect("headers of our own");
+    let mut packet = [0_u8; 32];
+    packet[0] = 0x45;
+    packet[8..10].copy_from_slice(&[64, 17]);
+    packet[12..16].copy_from_slice(&host.here.v4.octets());
+    packet[16..20].copy_from_slice(&host.there.v4.octets());
+    packet[20..26].copy_from_slice(&[0x17, 0x70, 0, 9, 0, 12]);
+    let to = SocketAddr::from((host.there.v4, 0));
+    assert_eq!(spoof.send_to(&packet, &to.into()).expect("send a packet"), packet.len());
+
+    let document = daemon.stop();
+    for (lane, whole) in [("udp4", 100), ("udp6", 120)] {
+        assert_eq!(document.lane("5000", lane), both_ways(20 * whole, 20), "{lane}");
+        assert_eq!(document.lane("17", lane), both_ways(3 * whole, 3), "{lane}");
+    }
+    for (lane, headers) in [("tcp4", 52), ("tcp6", 72)] {
+        let Traffic { input_bytes, input_packets, .. } = document.lane("5001", lane);
+        // Headers with time stamps; those of the first packet are longer.
+        let least = 100_000 + input_packets * headers;
+        assert!((least..least + 100).contains(&input_bytes), "{lane}: {}", document.0);
+    }
+    assert_eq!(document.lane("6000", "udp4"), Traffic::output(32, 1));
+    for protocol in ["1", "6"] {
+        assert_eq!(document.group(protocol), Traffic::default(), "{protocol}");
+    }
+    assert_eq!(document.skipped("unwatched"), Traffic::default());
+}
+
+/// The kernel hands what a host sends to a group that it is a member of back to it, as if its device had
+/// received it, but without a link header.
+#[test]
+fn what_the_host_sends_to_its_own_group_is_received_by_no_device() {
+    need!(Root, Bpf, Object, Netns, Cgroup2, Tool("ip"), Tool("tc"));
+    for meter in ["tcx", "tc", "cgroup"] {
+        let host = Host::new();
+        let site = Site::new();
+        let mut daemon = if meter == "cgroup" {
+            host.count(&site, &["--ports", "5000/udp,40000/udp"])
+        } else {
+            let ports = ["--ports", "5000/udp,40000/udp", "--iface", "eth0", "--meter", meter];
+            let mut daemon = site.start(&host.here.ns, &ports);
+            daemon.counts_on(&["eth0"]);
+            daemon
+        };
+        let group = Ipv4Addr::new(239, 1, 2, 3);
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5000));
+        let member = host.cgroup.run(|| load::udp_at(&host.here.ns, any));
+        member.join_multicast_v4(&group, &host.here.v4).expect("join a group");
+        let sender = host.server(false, 40_000);
+        SockRef::from(&sender).set_multicast_if_v4(&host.here.v4).expect("choose the device");
+        let before = daemon.fresh();
+        for _ in 0..10 {
+            load::datagram_to(&sender, &member, SocketAddr::from((group, 5000)), 72);
+        }
+        let document = daemon.stop();
+        let own = Traffic::input(1000, 10);
+        assert_eq!(document.skipped("loopback"), own, "{meter}: {}", document.0);
+        assert_eq!(document.group("5000"), Traffic::default(), "{meter}");
+        let others = |document: &Document| document.skipped("other").input_packets;
+        assert_eq!(others(&document), others(&before), "{meter}");
+        assert_eq!(document.group("40000"), Traffic::output(1000, 10), "{meter}");
+    }
+}
+
 #[test]
 fn a_reset_for_nobody_counts_under_the_port_that_it_says() {
     need!(Root, Bpf, Object, Netns, Cgroup2, Tool("ip"));
@@ -210,6 +304,7 @@ fn a_reset_for_nobody_counts_under_the_port_that_it_says() {
     let document = daemon.stop();
     assert_eq!(document.group("45001"), Traffic::output(5 * 40, 5));
     for protocol in ["6", "17", "255"] {
-        assert_eq!(document.group(protocol), Traffic::default(), "{protocol}");
+        // Of UDP there may be some that other tests send.
+        assert_eq!(document.lane(protocol, "tcp4"), Traffic::default(), "{protocol}");
     }
 }
