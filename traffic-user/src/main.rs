@@ -1,6 +1,9 @@
 //! The binary `traffic`: exit codes and how errors are printed, nothing else.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use traffic_user::{cli, ledger::LedgerError, meter::MeterError};
 
@@ -11,14 +14,15 @@ fn main() -> ExitCode {
         // The reader went away, as in `traffic dump | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("traffic: {error:#}");
+            // Nobody may be left to read it.
+            let _ = writeln!(io::stderr(), "traffic: {error:#}");
             let remedy =
                 error.chain().find_map(|cause| match cause.downcast_ref::<LedgerError>() {
                     Some(ledger) => Some(ledger.remedy()),
                     None => cause.downcast_ref::<MeterError>()?.remedy(),
                 });
             if let Some(remedy) = remedy {
-                eprintln!("  remedy: {remedy}");
+                let _ = writeln!(io::stderr(), "  remedy: {remedy}");
             }
             ExitCode::from(2)
         }

@@ -15,6 +15,7 @@ mod ledger;
 mod lifecycle;
 mod listening;
 mod lost;
+mod messages;
 mod namespaces;
 mod nft;
 mod proxy;

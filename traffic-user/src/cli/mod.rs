@@ -31,6 +31,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     accounting::ident::{GroupError, Groups},
     config::{Checks, Config},
+    daemon::{Messages, can_be_drawn_over},
     meter::{devices::Wanted, ebpf::DEFAULT_PINS, proxy::Address},
     state,
 };
@@ -159,7 +160,11 @@ pub fn run() -> Result<ExitCode> {
             return Ok(ExitCode::from(if error.use_stderr() { 2 } else { 0 }));
         }
     };
-    log_to_stderr(&cli.global, matches!(&cli.verb, Some(Verb::Run(args)) if args.logs_packets()));
+    let run = match &cli.verb {
+        Some(Verb::Run(args)) => Some(args),
+        _ => None,
+    };
+    let messages = log_to_stderr(&cli.global, run);
     // These two do not stand on the configuration.
     let verb = match cli.verb {
         None => return summary::run(&Common::new(cli.global)?),
@@ -169,7 +174,7 @@ pub fn run() -> Result<ExitCode> {
     };
     let common = Common::new(cli.global)?;
     match verb {
-        Verb::Run(args) => run::run(&common, args),
+        Verb::Run(args) => run::run(&common, args, messages),
         Verb::Dump => dump::run(&common),
         Verb::Stats(args) => stats::run(&common, &args),
         Verb::Iptables(args) => iptables::run(&common, &args),
@@ -200,12 +205,13 @@ fn state_of(root: bool, state_home: Option<PathBuf>, home: Option<PathBuf>) -> P
 }
 
 /// Messages of the programs themselves, one a packet, come under the name of their crate.
-fn log_to_stderr(global: &Global, packets: bool) {
+fn log_to_stderr(global: &Global, run: Option<&run::Args>) -> Messages {
     let level = match global.verbose {
         0 => "warn",
         1 => "info",
         _ => "debug",
     };
+    let packets = run.is_some_and(run::Args::logs_packets);
     let packets = if packets { ",traffic_ebpf=debug" } else { "" };
     let filter = EnvFilter::try_from_env("TRAFFIC_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("{level},netlink_proto=off{packets}")));
@@ -217,13 +223,19 @@ fn log_to_stderr(global: &Global, packets: bool) {
                 && io::stderr().is_terminal()
         }
     };
+    // Under a table each is cut to the width of the terminal, of which colours have none.
+    let ansi = ansi && !(run.is_some() && can_be_drawn_over());
+    let messages = Messages::default();
+    let writer = messages.clone();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(move || writer.clone())
+        .log_internal_errors(false)
         .with_ansi(ansi)
         .with_target(false)
         .without_time()
         .init();
+    messages
 }
 
 /// Reads `--ports`.

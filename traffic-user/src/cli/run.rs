@@ -18,7 +18,9 @@ use crate::{
         tick::{Begin, Cursors, State},
     },
     config::{Config, Output, interval},
-    daemon::{self, Books, Fresh, Live, Proxy, ProxyPlace, Reload, Settings, Signals, unix_time},
+    daemon::{
+        self, Books, Fresh, Live, Messages, Proxy, ProxyPlace, Reload, Settings, Signals, unix_time,
+    },
     fault,
     ledger::{self, LedgerError},
     meter::{
@@ -122,7 +124,7 @@ impl OutputChoice {
     }
 }
 
-pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
+pub(super) fn run(common: &Common, args: Args, messages: Messages) -> Result<ExitCode> {
     let config = &common.config;
     let typed = args.output.map(OutputChoice::output).or(common.json.then_some(Output::Json));
     // A journal is no place for a table that is drawn again and again.
@@ -219,6 +221,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<ExitCode> {
         output,
         count: args.count,
         log: args.log_packets,
+        messages,
         state: state_lock.as_ref().map(|_| common.state.clone()),
         reload: persist.then(|| reload(common, args, output, place)),
     };
@@ -316,6 +319,10 @@ pub(super) fn state(common: &Common) -> Result<Lock> {
                 "another traffic daemon{pid} books in the state folder {}\n  remedy: stop that one first, or choose another folder with --state",
                 common.state.display()
             )
+        }
+        MeterError::File { .. } => {
+            let error = meter::chain(&error);
+            anyhow!("{error}\n  remedy: choose another folder with --state, or run with --no-ledger")
         }
         other => other.into(),
     })

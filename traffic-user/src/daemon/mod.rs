@@ -16,12 +16,12 @@ mod signals;
 mod zero;
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use tokio::{
     sync::mpsc,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
@@ -55,6 +55,7 @@ pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
 pub(crate) use reload::{Fresh, Live, Reload, later};
+pub(crate) use screen::{Messages, can_be_drawn_over};
 pub(crate) use signals::Signals;
 use zero::period_begins;
 pub(crate) use zero::{Zeroed, is_known, zero};
@@ -86,6 +87,8 @@ pub(crate) struct Settings {
     /// Documents to write before ending by itself.
     pub(crate) count: Option<u64>,
     pub(crate) log: bool,
+    /// What was said, for below a table.
+    pub(crate) messages: Messages,
     /// Where to look for a proxy that is not there yet; `None` where one was named or none is wanted.
     pub(crate) proxy: Option<ProxyPlace>,
     /// The state folder, in which verbs can ask.
@@ -104,8 +107,13 @@ pub(crate) async fn run(
 ) -> Result<()> {
     let mut notify = Notify::from_environment();
     // Before the first look at the devices, so that a change in between is seen.
-    let mut events = Events::listen()?;
-    let mut facts = Facts::gather()?;
+    let (mut events, mut facts) = match Events::listen().and_then(|on| Ok((on, Facts::gather()?))) {
+        Ok(found) => found,
+        Err(error) => {
+            meter.give_up();
+            return Err(error.into());
+        }
+    };
     let choice = choose(&facts, &settings.wanted);
     if meter.kind().on_devices() && choice.devices.is_empty() {
         tracing::warn!("no device has a default route yet: counting begins when one does");
@@ -131,6 +139,7 @@ pub(crate) async fn run(
     let mut ticks = every(settings.interval);
     let mut log = every(LOG_PERIOD);
     let mut rounds = notify.rounds();
+    let mut ended = Ok(());
 
     loop {
         tokio::select! {
@@ -163,7 +172,10 @@ pub(crate) async fn run(
                         facts = news;
                         follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
                     }
-                    Ok(None) => anyhow::bail!("the kernel closed the netlink connection"),
+                    Ok(None) => {
+                        ended = Err(anyhow!("the kernel closed the netlink connection"));
+                        break;
+                    }
                     Err(error) => tracing::warn!(%error, "devices may have changed unseen"),
                 }
                 continue;
@@ -245,7 +257,8 @@ pub(crate) async fn run(
     let last = counting.tick(&mut meter, proxy.as_mut());
     counting.close();
     last?;
-    counting.write(&meter, proxy.as_ref())
+    counting.write(&meter, proxy.as_ref())?;
+    ended
 }
 
 /// Begins at once. After a suspend there is one late tick, not a burst: totals do not care how long the
@@ -341,6 +354,7 @@ struct Counting {
     output: Output,
     /// Draw over what was there.
     redraw: bool,
+    messages: Messages,
     written: u64,
     /// The snapshot that was shown last, from which rates are told.
     shown: Option<Snapshot>,
@@ -352,11 +366,12 @@ struct Counting {
 
 impl Counting {
     fn new(settings: &Settings, state: State, books: Option<Books>) -> Self {
-        let redraw = settings.output == Output::Table && io::stdout().is_terminal();
+        let redraw = settings.output == Output::Table && can_be_drawn_over();
         Self {
             host: settings.host.clone(),
             output: settings.output,
             redraw,
+            messages: settings.messages.clone(),
             written: 0,
             shown: None,
             last: None,
@@ -480,14 +495,24 @@ impl Counting {
                 // Asked each time: a window changes its size.
                 let (rows, columns) =
                     if self.redraw { screen::size() } else { (usize::MAX, usize::MAX) };
-                let most = rows.saturating_sub(TABLE_FRAME).max(3);
+                let messages = if self.redraw { self.messages.recent() } else { Vec::new() };
+                let frame = TABLE_FRAME + messages.len();
+                let most = rows.saturating_sub(frame).max(3);
                 let mut text = table::live(&report, deltas.as_ref(), most);
                 if let Some(merged) = &merged {
-                    let left = rows.saturating_sub(text.lines().count() + TABLE_FRAME);
+                    let left = rows.saturating_sub(text.lines().count() + frame);
                     text.push('\n');
                     text.push_str(&stats::live(merged, left));
                 }
+                for message in messages {
+                    text.push_str(&message);
+                    text.push('\n');
+                }
                 if self.redraw {
+                    if self.written == 1 {
+                        // What was on the screen moves up and is not drawn over.
+                        write!(stdout, "{}", "\n".repeat(rows))?;
+                    }
                     // Home, then each line to its end, then what is left below.
                     let text = screen::cut(&text, rows, columns).replace('\n', "\x1b[K\n");
                     write!(stdout, "\x1b[H{text}\x1b[J")?;

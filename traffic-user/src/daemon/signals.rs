@@ -1,8 +1,13 @@
 //! The signals that the loop listens to.
 
-use std::io;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::run::exit_at_once;
 
 /// What a signal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,17 +23,24 @@ pub(super) enum Told {
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    hangup: Signal,
+    /// `None` where whoever started us had it ignored, as `nohup` does.
+    hangup: Option<Signal>,
     reloads: bool,
 }
 
 impl Signals {
     /// With `reloads` SIGHUP means to read again; otherwise it ends, as the closing of a terminal does.
     pub(crate) fn listen(reloads: bool) -> io::Result<Self> {
+        let hangup = if reloads || !is_ignored(SignalKind::hangup()) {
+            Some(signal(SignalKind::hangup())?)
+        } else {
+            None
+        };
+        exit_at_second()?;
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+            hangup,
             reloads,
         })
     }
@@ -39,9 +51,52 @@ impl Signals {
             biased;
             _ = self.interrupt.recv() => Told::Stop("SIGINT"),
             _ = self.terminate.recv() => Told::Stop("SIGTERM"),
-            _ = self.hangup.recv() => {
+            Some(_) = next(&mut self.hangup) => {
                 if self.reloads { Told::Reload } else { Told::Stop("SIGHUP") }
             }
         }
     }
+}
+
+async fn next(signal: &mut Option<Signal>) -> Option<()> {
+    match signal {
+        Some(signal) => signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = procfs::process::Process::myself().and_then(|me| me.status());
+    status.is_ok_and(|status| status.sigign & 1 << (kind.as_raw_value() - 1) != 0)
+}
+
+/// Signals that come closer together than this are one wish: a key that was pressed twice.
+const ONE_WISH: Duration = Duration::from_secs(1);
+
+/// Ends the process at once when it is told to stop a second time: the loop may wait for a reader of its output that
+/// never comes back. A thread of its own, because the loop's is the one that waits.
+fn exit_at_second() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let wait = async move {
+        let mut first: Option<Instant> = None;
+        loop {
+            let kind = tokio::select! {
+                Some(()) = interrupt.recv() => SignalKind::interrupt(),
+                Some(()) = terminate.recv() => SignalKind::terminate(),
+                else => return,
+            };
+            if first.get_or_insert_with(Instant::now).elapsed() >= ONE_WISH {
+                tracing::warn!("ended at once: `traffic clean` takes off what may be left");
+                exit_at_once(128 + kind.as_raw_value());
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("second signal".to_owned())
+        .spawn(move || runtime.block_on(wait))?;
+    Ok(())
 }

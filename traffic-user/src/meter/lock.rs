@@ -21,6 +21,9 @@ use super::error::MeterError;
 /// Where locks and notes about what we made live until the next boot.
 pub(super) const RUN_FOLDER: &str = "/run/traffic";
 
+/// Longest number with the longest path.
+const MOST_CONTENT: u64 = 5000;
+
 /// Held as long as the daemon lives; the kernel lets go of it however the daemon ends.
 #[derive(Debug)]
 pub struct Lock {
@@ -99,17 +102,22 @@ impl Lock {
     pub fn take(path: &Path) -> Result<Self, MeterError> {
         let failed = |doing, cause| MeterError::File { doing, path: path.into(), cause };
         loop {
-            let mut file = OpenOptions::new()
+            let file = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
+                // What somebody else put there is not followed, nor waited for.
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
                 .open(path)
-                .map_err(|error| failed("open", error))?;
-            let mut text = String::new();
-            // Only for the message; an empty or strange file does not matter.
-            let _ = file.read_to_string(&mut text);
+                .map_err(|error| match error.raw_os_error() {
+                    Some(libc::ELOOP) => foreign(path, "is a symbolic link"),
+                    Some(libc::ENXIO) => foreign(path, "is no file"),
+                    _ => failed("open", error),
+                })?;
+            let text = content(&file).map_err(|error| failed("read", error))?;
+            let text = text.ok_or_else(|| foreign(path, "holds what no lock of ours does"))?;
             let mut file =
                 Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
                     if error == Errno::EWOULDBLOCK {
@@ -140,6 +148,25 @@ impl Lock {
     }
 }
 
+/// What is in the file of a lock: the number of a process, and perhaps a folder, or nothing. `None` when it is
+/// something else, which is somebody's.
+fn content(mut file: &File) -> io::Result<Option<String>> {
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.nlink() > 1 || meta.len() > MOST_CONTENT {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let number = text.lines().next().unwrap_or_default().trim();
+    let ours = number.bytes().all(|byte| byte.is_ascii_digit()) && text.lines().count() <= 2;
+    Ok(ours.then_some(text))
+}
+
+fn foreign(path: &Path, reason: &str) -> MeterError {
+    MeterError::Foreign { path: path.into(), reason: reason.to_owned() }
+}
+
 impl Drop for Lock {
     /// Removes the file while the lock is still held.
     fn drop(&mut self) {
@@ -149,7 +176,7 @@ impl Drop for Lock {
 
 fn is_at(file: &File, path: &Path) -> bool {
     let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if same(&a, &b))
+    matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(a), Ok(b)) if same(&a, &b))
 }
 
 /// The folder for locks and notes, made if need be; nobody but root may look inside.
