@@ -174,7 +174,9 @@ pub fn transfer(from: &Socket, to: &Socket, bytes: u64) {
         });
         from.connect(&address).expect("connect");
         let mut from = from;
-        let sent = io::copy(&mut io::repeat(0x5a).take(bytes), &mut from).expect("send a stream");
+        // Much at once, so that the kernel makes buffers as large as it can.
+        let mut all = io::BufReader::with_capacity(1 << 20, io::repeat(0x5a).take(bytes));
+        let sent = io::copy(&mut all, &mut from).expect("send a stream");
         from.shutdown(std::net::Shutdown::Write).expect("end the stream");
         // The other end closes when it has read all, and this one leaves the connection first.
         // By `copy`, because a read with a deadline may be interrupted.

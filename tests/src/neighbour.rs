@@ -56,8 +56,17 @@ impl Neighbour {
     ///
     /// Without the right to.
     pub fn new(verdict: i32) -> Self {
+        Self::of_more_than(0, verdict)
+    }
+
+    /// One that counts the buffers of more than so many bytes alone.
+    ///
+    /// # Panics
+    ///
+    /// Without the right to.
+    pub fn of_more_than(bytes: i32, verdict: i32) -> Self {
         let counter = create_counter().expect("a map for another program");
-        let program = load(&counter, verdict).expect("load another program");
+        let program = load(&counter, bytes, verdict).expect("load another program");
         Self { program, counter, pin: None }
     }
 
@@ -89,26 +98,28 @@ impl Neighbour {
     ///
     /// When `tc` fails.
     pub fn filter(&mut self, device: &Device, side: Side, priority: u16) {
+        self.set_filter("add", device, side, &["pref", &priority.to_string()]);
+    }
+
+    /// Puts it in the place of the filter with this priority and handle.
+    ///
+    /// # Panics
+    ///
+    /// When `tc` fails.
+    pub fn replace_filter(&mut self, device: &Device, side: Side, priority: u16, handle: u32) {
+        let place = ["pref", &priority.to_string(), "handle", &handle.to_string()];
+        self.set_filter("replace", device, side, &place);
+    }
+
+    fn set_filter(&mut self, verb: &str, device: &Device, side: Side, place: &[&str]) {
         let side = match side {
             Side::Input => "ingress",
             Side::Output => "egress",
         };
-        let priority = priority.to_string();
         let path = self.pin().display().to_string();
-        device.ns.sh(&[
-            "tc",
-            "filter",
-            "add",
-            "dev",
-            &device.name,
-            side,
-            "pref",
-            &priority,
-            "bpf",
-            "direct-action",
-            "pinned",
-            &path,
-        ]);
+        let begin = ["tc", "filter", verb, "dev", &device.name, side];
+        let end = ["bpf", "direct-action", "pinned", &path];
+        device.ns.sh(&[&begin[..], place, &end].concat());
     }
 
     /// `tc` finds a program by a file.
@@ -230,10 +241,14 @@ fn create_counter() -> io::Result<OwnedFd> {
     bpf(BPF_MAP_CREATE, &attr)
 }
 
-fn load(counter: &OwnedFd, verdict: i32) -> io::Result<OwnedFd> {
-    let instruction =
-        |code, registers, immediate| Instruction { code, registers, offset: 0, immediate };
+fn load(counter: &OwnedFd, bytes: i32, verdict: i32) -> io::Result<OwnedFd> {
+    let jump =
+        |code, registers, offset, immediate| Instruction { code, registers, offset, immediate };
+    let instruction = |code, registers, immediate| jump(code, registers, 0, immediate);
     let program = [
+        // r3 = length of the buffer; not counted when it is not more
+        instruction(0x61, 3 | 1 << 4, 0),
+        jump(0xb5, 3, 4, bytes),
         // r1 = address of the counter; two instructions.
         instruction(0x18, 1 | BPF_PSEUDO_MAP_VALUE << 4, counter.as_raw_fd()),
         instruction(0, 0, 0),
@@ -249,7 +264,7 @@ fn load(counter: &OwnedFd, verdict: i32) -> io::Result<OwnedFd> {
     name[..NAME.len()].copy_from_slice(NAME.as_bytes());
     let attr = LoadAttr {
         kind: BPF_PROG_TYPE_SCHED_CLS,
-        count: 6,
+        count: 8,
         instructions: program.as_ptr().addr() as u64,
         license: c"Dual MIT/GPL".as_ptr().addr() as u64,
         log: [0; 4],

@@ -9,6 +9,7 @@ use traffic_tests::{
     device::{Device, veth},
     document::Traffic,
     leaks, load, need,
+    neighbour::{Neighbour, Order, Side, verdict},
     netns::NetNs,
     wait,
 };
@@ -125,6 +126,45 @@ fn segments_are_counted_one_by_one_with_offloads_on() {
 fn segments_are_counted_one_by_one_with_offloads_off() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"), Tool("ethtool"));
     every_byte_of_every_segment(false);
+}
+
+/// BIG TCP: of such a buffer no IP header can say the length. Both ends join segments; what passes between them
+/// is cut at the sender, behind the hook.
+#[test]
+fn segments_of_buffers_beyond_64_kib_are_counted_one_by_one() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"), Tool("ethtool"));
+    let (a, b) = (NetNs::new(), NetNs::new());
+    let (sender, receiver) = veth((&a, "eth0"), (&b, "eth0"), 1);
+    for end in [&sender, &receiver] {
+        end.ns.sh(&["ethtool", "-K", "eth0", "tso", "off", "gso", "on", "gro", "on"]);
+        end.ns.ip("link set eth0 gso_max_size 185000 gro_max_size 185000");
+    }
+    let (near, far) = (Site::new(), Site::new());
+    let args = ["--iface", "eth0", "--ports", "30000/tcp"];
+    let mut at_sender = near.start(&sender.ns, &args);
+    let mut at_receiver = far.start(&receiver.ns, &args);
+    at_sender.counts_on(&["eth0"]);
+    at_receiver.counts_on(&["eth0"]);
+    let (out, back) = (Capture::outgoing(&sender), Capture::outgoing(&receiver));
+    let large = [(&sender, Side::Output), (&receiver, Side::Input)].map(|(device, side)| {
+        let seen = Neighbour::of_more_than(65_535 + 14, verdict::UNSPEC);
+        let link = seen.tcx(device, side, Order::Last);
+        (seen, link)
+    });
+
+    load::tcp(&sender, &receiver, true, 30_000, 40_000_000);
+    let flow = Flow { outgoing: true, udp: false, ipv6: true, source: 30_000, destination: 30_000 };
+    let (out, back) = (out.stop().amount(flow), back.stop().amount(flow));
+    let wire = Traffic {
+        input_bytes: out.bytes,
+        input_packets: out.packets,
+        output_bytes: back.bytes,
+        output_packets: back.packets,
+    };
+    let large = large.map(|(seen, _link)| seen.seen());
+    assert!(large.iter().all(|seen| *seen > 10), "large buffers at the two hooks: {large:?}");
+    assert_eq!(at_receiver.stop().lane("30000", "tcp6"), wire, "receiver");
+    assert_eq!(at_sender.stop().lane("30000", "tcp6"), wire.turned(), "sender");
 }
 
 #[test]
