@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use xshell::{PushEnv, Shell, cmd};
 
-use crate::{apt, build, kernels, place, root, tidy};
+use crate::{apt, build, kernels, missing::Missing, place, root, tidy};
 
 /// Set where nothing may be skipped.
 pub(crate) const EVERYTHING: &str = "TRAFFIC_TEST_ALL";
@@ -32,7 +32,7 @@ const fn tool(program: &'static str, package: &'static str, why: &'static str) -
 
 /// All programs that the tests and the measurements start.
 const TOOLS: &[Tool] = &[
-    // Where rustup is, it brings these two.
+    // Where rustup is, it brings these two, see `COMPONENTS`.
     tool("rustfmt", "rustfmt-web", "the format of the code"),
     tool("cargo-clippy", "rust-web-clippy", "lints"),
     tool("ip", "iproute2", "namespaces and their devices, tc"),
@@ -46,6 +46,10 @@ const TOOLS: &[Tool] = &[
     tool("xz", "xz-utils", "unpacking their modules"),
     tool("zstd", "zstd", "unpacking their modules"),
 ];
+
+/// What of [`TOOLS`] is rustup's, and the component that has it: rustup puts a program of that name in its
+/// place, which only says that the component is missing.
+const COMPONENTS: [(&str, &str); 2] = [("rustfmt", "rustfmt"), ("cargo-clippy", "clippy")];
 
 /// Runs all checks; `args` go to the tests that need root.
 ///
@@ -93,7 +97,33 @@ pub(crate) fn prepare(sh: &Shell, install: bool) -> Result<()> {
     let packages: Vec<_> = wanted.iter().map(|tool| tool.package).collect();
     let why: Vec<_> = wanted.iter().map(|tool| format!("{}: {}", tool.package, tool.why)).collect();
     apt::install(sh, install, &packages, &why.join("; "))?;
+    if place::program("rustup").is_some() {
+        complete_rustup(sh, install)?;
+    }
     mount_bpffs(sh)
+}
+
+/// Adds the components that the checks need and that a minimal toolchain does not have.
+fn complete_rustup(sh: &Shell, install: bool) -> Result<()> {
+    for (program, component) in COMPONENTS {
+        let works = cmd!(sh, "{program} --version").quiet().ignore_stdout().ignore_stderr().run();
+        if works.is_ok() {
+            continue;
+        }
+        if !install {
+            return Err(Missing {
+                what: format!("rustup component {component}"),
+                cure: format!("rustup component add {component}"),
+            }
+            .into());
+        }
+        eprintln!("installing rustup component {component}");
+        cmd!(sh, "rustup component add {component}")
+            .quiet()
+            .run()
+            .with_context(|| format!("install rustup component {component}"))?;
+    }
+    Ok(())
 }
 
 /// Pinned maps and links live there; many containers and minimal systems do not mount it.
