@@ -63,9 +63,27 @@ pub fn veth(first: (&NetNs, &str), second: (&NetNs, &str), net: u8) -> (Device, 
 ///
 /// When `ip` cannot make it.
 pub fn pair(first: (&NetNs, &str), second: (&NetNs, &str), net: u8) -> (Device, Device) {
+    make(first, second, net, "")
+}
+
+/// The same; the first has this number, which no other device of its namespace has.
+///
+/// # Panics
+///
+/// When `ip` cannot.
+pub fn numbered_pair(
+    first: (&NetNs, &str),
+    second: (&NetNs, &str),
+    net: u8,
+    index: u32,
+) -> (Device, Device) {
+    make(first, second, net, &format!("index {index}"))
+}
+
+fn make(first: (&NetNs, &str), second: (&NetNs, &str), net: u8, more: &str) -> (Device, Device) {
     let (a, b) = (Device::of(first, net, 1), Device::of(second, net, 2));
     a.ns.ip(&format!(
-        "link add {} address {} type veth peer name {} address {} netns {}",
+        "link add {} {more} address {} type veth peer name {} address {} netns {}",
         a.name,
         a.mac_text(),
         b.name,

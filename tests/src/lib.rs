@@ -20,6 +20,7 @@ pub mod neighbour;
 pub mod netns;
 pub mod proxy;
 pub mod random;
+pub mod seccomp;
 pub mod sockets;
 pub mod stats_server;
 pub mod terminal;

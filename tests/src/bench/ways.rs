@@ -8,7 +8,7 @@ use traffic_user::{
     accounting::ident::{Group, Groups, Transport},
     meter::{
         Before,
-        devices::Choice,
+        devices::{Choice, Wanted},
         ebpf::{EbpfMeter, Hook, Options},
         iptables::IptablesMeter,
         nft::NftMeter,
@@ -213,6 +213,7 @@ pub(super) fn options(hook: Hook, cgroup: &Path) -> Options {
     Options {
         hook: Some(hook),
         cgroup: Some(cgroup.into()),
+        wanted: Wanted::default(),
         persist: false,
         // Nothing is pinned, and nothing that others pinned is looked at.
         pins: format!("/sys/fs/bpf/traffic-bench-{}", std::process::id()).into(),

@@ -10,6 +10,7 @@ use traffic_tests::{
     device::{connect, pair, veth},
     leaks, load, need,
     netns::NetNs,
+    seccomp,
 };
 
 /// Asserts that `traffic` refuses, with every one of these pieces of text, and leaves nothing.
@@ -269,6 +270,34 @@ fn a_missing_capability_is_named() {
 }
 
 #[test]
+fn a_kernel_without_bpf_or_cgroup2_is_named_and_rules_count_there() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"), Tool("nft"), Tool("unshare"));
+    let (host, _other) = one_device();
+    let site = Site::new();
+    let run = ["run", "--ports", "443", "--json", "--count", "1", "--no-ledger"];
+    let without_bpf = |more: &[&str]| {
+        let mut command = site.traffic(&host, &[&run[..], more].concat());
+        seccomp::without_bpf(&mut command);
+        Answer::of(&mut command)
+    };
+    for meter in ["tcx", "tc", "cgroup"] {
+        let pieces = ["counting with eBPF does not work here", "no bpf() system call", "remedy:"];
+        check_refusal(&without_bpf(&["--meter", meter]), &site, &host, meter, &pieces);
+    }
+    let document = without_bpf(&[]).json();
+    assert_eq!(document["meter"], "nft");
+    let why = document["passed_over"]["tcx"].as_str().unwrap_or_default();
+    assert!(why.contains("no bpf() system call"), "{document}");
+    leaks::nothing(&host, &site.pins);
+
+    let unmounted = "umount --lazy --all-targets /sys/fs/cgroup && exec \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", unmounted, "sh"];
+    let args = [&run[..], &["--meter", "cgroup"]].concat();
+    let answer = Answer::of(&mut through(&site, &host, &wrapper, &args));
+    check_refusal(&answer, &site, &host, "no cgroup2", &["no cgroup2 at", "remedy: mount cgroup2"]);
+}
+
+#[test]
 fn without_bpffs_persisting_is_refused_and_where_it_can_be_mounted_it_is() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"), Tool("setpriv"), Tool("unshare"));
     let (host, _other) = one_device();
@@ -306,7 +335,8 @@ fn what_others_put_in_the_place_of_our_pins_is_left_alone() {
     fs::create_dir_all(&maps).unwrap();
     let foreign = Array::<_, [u8; 80]>::create(1, 0).unwrap();
     foreign.pin(maps.join("META")).unwrap();
-    for verb in [&["run", "--persist", "--iface", "eth0"][..], &["dump"], &["ports"]] {
+    let run = ["run", "--persist", "--iface", "eth0"];
+    for verb in [&run[..], &["dump"], &["ports"], &["clean"], &["clean", "--dry-run"]] {
         let answer = site.run(&host, verb);
         assert_eq!(answer.code, Some(2), "{verb:?}: {}", answer.stdout);
         assert!(answer.stderr.contains("is not ours"), "{verb:?}: {}", answer.stderr);

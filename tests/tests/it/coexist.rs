@@ -190,9 +190,39 @@ fn a_filter_that_another_tool_takes_off_is_put_back_and_the_gap_is_said() {
         wait::until("our filters to be back", || (pair.attached() == ours).then_some(()));
         pair.exchange(5);
     }
+    // Nor is one that is replaced taken for ours.
+    let mut other = Neighbour::new(verdict::UNSPEC);
+    other.replace_filter(&pair.here, Side::Input, 2, 1);
+    wait::until("our filters to be back", || (pair.attached().len() == 4).then_some(()));
+    daemon.says("a filter of another program stands before ours");
+    pair.exchange(5);
+    assert_eq!(other.seen(), 5);
     let document = daemon.stop();
     assert_eq!(document.text("coverage"), "gap");
-    assert_eq!(document.lane("5000", "udp4"), both_ways(15));
-    leaks::nothing(&pair.here.ns, &site.pins);
+    assert_eq!(document.lane("5000", "udp4"), both_ways(20));
+    assert_eq!(pair.attached(), ["eth0 clsact", "eth0 in filter pinned"]);
     drop(pair.there);
+}
+
+#[test]
+fn an_ingress_qdisc_of_others_is_named_at_tc_and_no_hindrance_at_tcx() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let pair = Pair::new();
+    let sh = |words: &[&str]| pair.here.ns.sh(words);
+    sh(&["tc", "qdisc", "add", "dev", "eth0", "ingress"]);
+    let theirs = sh(&["tc", "qdisc", "show", "dev", "eth0"]);
+    let site = Site::new();
+    let args = ["--iface", "eth0", "--ports", "5000", "--meter"];
+    let refused = site.run(&pair.here.ns, &[&["run"], &args[..], &["tc"]].concat());
+    assert_eq!(refused.code, Some(2), "{}", refused.stdout);
+    for piece in ["eth0 has an ingress qdisc of another program", "remedy: --meter cgroup"] {
+        assert!(refused.stderr.contains(piece), "{}", refused.stderr);
+    }
+    leaks::nothing(&pair.here.ns, &site.pins);
+
+    let mut daemon = site.start(&pair.here.ns, &[&args[..], &["tcx"]].concat());
+    daemon.counts_on(&["eth0"]);
+    pair.exchange(5);
+    assert_eq!(daemon.stop().lane("5000", "udp4"), both_ways(5));
+    assert_eq!(sh(&["tc", "qdisc", "show", "dev", "eth0"]), theirs);
 }

@@ -245,6 +245,18 @@ fn a_kill_leaves_filters_of_clsact_and_clean_or_the_next_start_removes_them() {
     leaks::nothing(&load.host, &site.pins);
     assert_eq!(site.run(&load.host, &["clean"]).stdout, "nothing of ours is here\n");
 
+    // What a daemon counts with is no leftover, and what it leaves goes at the start of any meter.
+    let daemon = start(&site, &load, "tc", &[]);
+    let doctor = site.run(&load.host, &["doctor"]).stdout;
+    assert!(doctor.contains("not looked for while a daemon runs"), "{doctor}");
+    daemon.kill();
+    let doctor = site.run(&load.host, &["doctor"]).stdout;
+    assert!(doctor.contains("filter traffic_eth_in on eth0 (in)"), "{doctor}");
+    let mut rules = site.start(&load.host, &["--meter", "nft", "--ports", "5000"]);
+    rules.fresh();
+    rules.stop();
+    leaks::nothing(&load.host, &site.pins);
+
     start(&site, &load, "tc", &[]).kill();
     let daemon = silent(&site, &load, "tc");
     load.begin();

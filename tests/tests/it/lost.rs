@@ -8,7 +8,7 @@ use traffic_tests::{
     bpf,
     cgroup::Cgroup,
     daemon::{Answer, Daemon, Site},
-    device::{Device, Tun, veth},
+    device::{Device, Tun, connect, numbered_pair, veth},
     document::{Document, Traffic},
     leaks, load, need,
     netns::NetNs,
@@ -215,6 +215,36 @@ fn what_was_lost_while_no_daemon_ran_is_a_gap() {
         );
         pair.clean();
     }
+}
+
+/// A device takes its links with it, and another one may get its number here.
+#[test]
+fn a_link_that_went_to_another_namespace_with_its_device_is_not_taken_for_one_of_this() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (mut pair, elsewhere) = (Pair::new(), NetNs::new());
+    let persist = ["--persist", "--meter", "tcx"];
+    let mut daemon = pair.start(&persist);
+    daemon.counts_on(&["eth0"]);
+    pair.send(5);
+    daemon.stop();
+    let index = pair.here.index();
+    pair.here.ns.ip(&format!("link set eth0 netns {}", elsewhere.path()));
+    // A pair of the same numbers.
+    let (host, other) = (pair.here.ns.clone(), NetNs::new().without_ipv6());
+    (pair.here, pair.there) = numbered_pair((&host, "eth1"), (&other, "eth0"), 1, index);
+    connect(&pair.here, &pair.there);
+    host.ip(&format!("route add default via {}", pair.there.v4));
+    assert_eq!(pair.here.index(), index);
+    pair.send(5);
+    assert_eq!(pair.dump().text("coverage"), "gap");
+
+    let mut daemon = pair.start(&persist);
+    daemon.counts_on(&["eth1"]);
+    assert_eq!(leaks::attached(&elsewhere), Vec::<String>::new());
+    pair.send(7);
+    let last = daemon.stop();
+    assert_eq!((last.group("5000"), last.text("coverage")), (input(12), "gap"));
+    pair.clean();
 }
 
 #[test]

@@ -323,13 +323,13 @@ fn leftovers(common: &Common) -> Check {
     if meter::installed(&common.pins).is_ok_and(|installed| installed.is_some()) {
         return Check::info("leftovers", "not looked for while something goes on counting", "");
     }
+    if let Some(Holder { pid, .. }) = Holder::of_this_netns() {
+        let found = format!("not looked for while a daemon runs (process {pid})");
+        return Check::info("leftovers", found, "");
+    }
     match meter::clean(&common.pins, true) {
         Ok(said) if said.is_empty() => Check::ok("leftovers", "none"),
-        Ok(said) => Check::info(
-            "leftovers",
-            said.join(", "),
-            "the next run removes them, and so does `traffic clean` (unless a daemon runs)",
-        ),
+        Ok(said) => Check::info("leftovers", said.join(", "), "`traffic clean` removes them"),
         Err(error) => Check::failed("leftovers", error),
     }
 }

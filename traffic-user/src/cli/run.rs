@@ -196,6 +196,7 @@ pub(super) fn run(common: &Common, args: Args, messages: Messages) -> Result<Exi
     let options = Options {
         kind,
         cgroup,
+        wanted: live.wanted.clone(),
         persist,
         pins: common.pins.clone(),
         log: args.log_packets,

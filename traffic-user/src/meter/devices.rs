@@ -13,6 +13,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteAttribute, RouteMessage, RouteType},
+    tc::TcAttribute,
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::{task::JoinHandle, time::timeout};
@@ -475,6 +476,11 @@ fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
             | RouteNetlinkMessage::DelLink(_)
             | RouteNetlinkMessage::DelQueueDiscipline(_)
             | RouteNetlinkMessage::DelTrafficFilter(_) => true,
+            // One can be put in the place of ours.
+            RouteNetlinkMessage::NewTrafficFilter(filter) => filter
+                .attributes
+                .iter()
+                .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == "bpf")),
             _ => false,
         },
         // The socket's buffer ran over: anything may have changed.

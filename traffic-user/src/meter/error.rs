@@ -68,7 +68,7 @@ pub enum MeterError {
     /// A program could not be attached.
     #[error("cannot attach to {target} ({hook})")]
     Attach {
-        /// Device or cgroup.
+        /// Device or cgroup, safe to print.
         target: String,
         /// Which hook.
         hook: &'static str,
@@ -77,10 +77,17 @@ pub enum MeterError {
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// An ingress qdisc stands where the clsact qdisc would be, and has no side for what leaves.
+    #[error("{device} has an ingress qdisc of another program, in the place of clsact")]
+    QdiscInTheWay {
+        /// Name of the device, safe to print.
+        device: String,
+    },
+
     /// The device's frames are of a kind that the programs do not understand.
     #[error("the device {device} has a link type that is not understood (ARPHRD {arphrd})")]
     LinkType {
-        /// Name of the device.
+        /// Name of the device, safe to print.
         device: String,
         /// Its type, as in `/sys/class/net/DEVICE/type`.
         arphrd: u16,
@@ -107,7 +114,7 @@ pub enum MeterError {
         cause: io::Error,
     },
 
-    /// Something at the place of our pins that is not ours.
+    /// Something at the place of our pins or of a lock that is not ours.
     #[error("{} is not ours: {reason}", .path.display())]
     Foreign {
         /// What was found.
@@ -244,6 +251,9 @@ impl MeterError {
             Self::Attach { .. } => {
                 "`traffic doctor` shows which hooks work here; --meter chooses another"
             }
+            Self::QdiscInTheWay { .. } => {
+                "--meter cgroup or nft counts beside it; or let that program use clsact, whose ingress side takes the same filters"
+            }
             Self::LinkType { .. } => "leave the device out of --iface, or use --meter cgroup",
             Self::NoDevice { .. } => {
                 "`ip link` lists the devices; quote a glob so that the shell leaves it alone"
@@ -254,7 +264,12 @@ impl MeterError {
                     mount.display()
                 ));
             }
-            Self::Foreign { .. } => "move it away, or choose another folder with --pins",
+            Self::Foreign { .. } => {
+                "move it away, or choose another folder (--pins for pins, --state for the ledger)"
+            }
+            Self::OtherPins { reason, .. } if reason.starts_with("cannot be") => {
+                "choose another folder with --pins"
+            }
             Self::OtherPins { .. } => {
                 "`traffic clean` takes them off, or choose another folder with --pins"
             }
@@ -262,7 +277,9 @@ impl MeterError {
                 "stop that one first; if it runs with --persist, `traffic dump` reads its numbers without disturbing it"
             }
             Self::NoCgroup { .. } => "mount cgroup2 or name a folder in it with --cgroup",
-            Self::Full { .. } => "`traffic clean` and a new start make room",
+            Self::Full { .. } => {
+                "a restart makes room; with --persist it carries all counters over"
+            }
             Self::NoTool { .. } => {
                 "install nftables or iptables with the system's package manager, or choose another --meter"
             }

@@ -20,7 +20,21 @@ pub fn missing_capabilities() -> Vec<&'static str> {
     let effective = procfs::process::Process::myself()
         .and_then(|me| me.status())
         .map_or(0, |status| status.capeff);
-    missing(effective)
+    let mut missing = missing(effective);
+    // There a capability holds for the namespace, and the kernel asks for that of the host.
+    if missing.is_empty() && !is_first_user_namespace() {
+        missing.push("CAP_BPF of the host's user namespace");
+    }
+    missing
+}
+
+/// Whether users here are those of the host. Where nothing says otherwise, they are.
+fn is_first_user_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").map_or(true, |map| maps_all_users(&map))
+}
+
+fn maps_all_users(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn missing(effective: u64) -> Vec<&'static str> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    devices::{self, Choice, Device},
+    devices::{self, Choice, Device, Wanted},
     ebpf::{self, EbpfMeter, Pinned},
     error::{MeterError, chain},
     host::{self, Reasons, Trial},
@@ -27,6 +27,9 @@ pub struct Options {
     pub kind: Option<MeterKind>,
     /// Folder in cgroup2 for the cgroup hook; `None` is its root.
     pub cgroup: Option<PathBuf>,
+    /// Devices that are to be counted, as [`count_on`](Meter::count_on) will say: with them the best meter is
+    /// chosen.
+    pub wanted: Wanted,
     /// Go on counting when this process ends, and take over what an earlier one left.
     pub persist: bool,
     /// Folder of the pins on bpffs.
@@ -39,8 +42,8 @@ pub struct Options {
 
 impl Options {
     fn ebpf(&self, hook: Option<Hook>) -> ebpf::Options {
-        let Self { kind: _, cgroup, persist, pins, log, gap } = self.clone();
-        ebpf::Options { hook, cgroup, persist, pins, log, gap }
+        let Self { kind: _, cgroup, wanted, persist, pins, log, gap } = self.clone();
+        ebpf::Options { hook, cgroup, wanted, persist, pins, log, gap }
     }
 }
 

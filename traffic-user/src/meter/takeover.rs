@@ -85,14 +85,8 @@ pub(super) fn take_over(meter: &mut Meter, left: &Left) -> (Vec<Handover>, Optio
 
 fn each(meter: &mut Meter, left: &Left, done: &mut Vec<Handover>) -> Result<(), MeterError> {
     let kind = meter.kind();
-    if left.persist
-        && !matches!(kind, MeterKind::Ebpf(_))
-        && let Some(pinned) = Pinned::open(&left.pins)?
-        && pinned.is_here()?
-    {
-        done.push(at_one_time(|| pinned.read(), meter)?);
-        drop(pinned);
-        ebpf::clean(&left.pins, false)?;
+    if !matches!(kind, MeterKind::Ebpf(_)) {
+        take_over_programs(meter, left, done)?;
     }
     if kind != MeterKind::Nft {
         if let Some(rules) = or_absent(nft::Installed::open())?
@@ -118,6 +112,32 @@ fn each(meter: &mut Meter, left: &Left, done: &mut Vec<Handover>) -> Result<(), 
         iptables::clean_left(left.persist)?;
     }
     Ok(())
+}
+
+/// Pins are read and go; filters of a killed run, which nobody can read, go.
+fn take_over_programs(
+    meter: &mut Meter,
+    left: &Left,
+    done: &mut Vec<Handover>,
+) -> Result<(), MeterError> {
+    // Nothing would be taken over of those that may not be looked at.
+    let pinned = match Pinned::open(&left.pins) {
+        Err(MeterError::Denied { .. } | MeterError::Foreign { .. }) if !left.persist => {
+            return Ok(());
+        }
+        pinned => pinned?,
+    };
+    match pinned {
+        Some(pinned) if pinned.is_here()? => {
+            if left.persist {
+                done.push(at_one_time(|| pinned.read(), meter)?);
+                drop(pinned);
+                ebpf::clean(&left.pins, false)?;
+            }
+            Ok(())
+        }
+        _ => ebpf::clean_left(),
+    }
 }
 
 fn at_one_time(

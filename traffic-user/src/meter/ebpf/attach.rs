@@ -22,14 +22,14 @@ use traffic_ebpf::abi::programs;
 
 use super::{
     Hook,
-    clsact::{self, Side},
+    clsact::{self, Place, Side},
     link::{Link, cgroup_number},
     load, qdisc,
 };
 use crate::accounting::ident::shown;
 use crate::meter::{
     devices::{self, Device, LinkKind},
-    error::{MeterError, cause},
+    error::{MeterError, cause, chain},
 };
 
 pub(super) use adopt::{counts_another_cgroup, is_broken};
@@ -68,6 +68,8 @@ pub(super) struct Attachments {
     missed: bool,
     /// Why, as far as it was not told yet.
     losses: Vec<String>,
+    /// Devices that could not be attached to, with the reason that was told.
+    refused: BTreeMap<u32, String>,
 }
 
 impl Attachments {
@@ -80,6 +82,7 @@ impl Attachments {
             adopted: false,
             missed: false,
             losses: Vec::new(),
+            refused: BTreeMap::new(),
         }
     }
 
@@ -149,14 +152,14 @@ impl Attachments {
         match self.hook {
             Hook::Tc => filters_stand(on.device.index),
             Hook::Tcx | Hook::Cgroup => on.held.iter().all(|held| match held {
-                Held::Link(link) => stands_at(link, on.device.index.into()),
+                Held::Link(link) => stands_on(link, on.device.index),
                 Held::Filter(_) => true,
             }),
         }
     }
 
     /// Counts on these devices and no others, and puts back what is `lost`. Gives what could not be
-    /// attached.
+    /// attached, unless that was so for the same reason the last time.
     pub(super) fn sync(
         &mut self,
         ebpf: &mut Ebpf,
@@ -167,6 +170,7 @@ impl Attachments {
         let keep: BTreeSet<u32> = wanted.iter().map(|device| device.index).collect();
         let gone: Vec<u32> =
             self.devices.keys().copied().filter(|index| !keep.contains(index)).collect();
+        self.refused.retain(|index, _| keep.contains(index));
         for index in gone {
             if let Some(on) = self.devices.remove(&index) {
                 self.take_off(on);
@@ -190,9 +194,15 @@ impl Attachments {
             }
             match self.put_on(ebpf, device) {
                 Ok(on) => {
+                    self.refused.remove(&device.index);
                     self.devices.insert(device.index, on);
                 }
                 Err(error) => {
+                    let why = chain(&error);
+                    if self.refused.get(&device.index) == Some(&why) {
+                        continue;
+                    }
+                    self.refused.insert(device.index, why);
                     // Of a device that the programs do not understand nothing was promised.
                     let understood = !matches!(error, MeterError::LinkType { .. });
                     if understood && devices::is_there(device.index) {
@@ -263,7 +273,7 @@ impl Attachments {
             return Ok(());
         }
         let failed = |error: io::Error| MeterError::Attach {
-            target: path.display().to_string(),
+            target: shown(&path.display().to_string()),
             hook: "cgroup",
             cause: cause(error),
         };
@@ -367,7 +377,7 @@ pub(super) fn sweep(present: &[Device], dry_run: bool) -> Result<Vec<String>, Me
                 take_off_filter(device, filter)?;
             }
         }
-        if made_qdisc && clsact::has_clsact(device.index)? {
+        if made_qdisc && clsact::place(device.index)? == Place::Clsact {
             let others = clsact::filters(device.index)?.iter().any(|filter| !filter.is_ours());
             if !others {
                 said.push(format!("clsact qdisc on {}", shown(&device.name)));
@@ -432,7 +442,7 @@ fn program_for(device: &Device, side: Side) -> Result<&'static str, MeterError> 
         (LinkKind::Bare, Side::Input) => Ok(programs::BARE_IN),
         (LinkKind::Bare, Side::Output) => Ok(programs::BARE_OUT),
         (LinkKind::Other(arphrd), _) => {
-            Err(MeterError::LinkType { device: device.name.clone(), arphrd })
+            Err(MeterError::LinkType { device: shown(&device.name), arphrd })
         }
     }
 }
@@ -457,11 +467,15 @@ fn attach_type(side: Side) -> TcAttachType {
 
 fn filter(program: &mut SchedClassifier, device: &Device, side: Side) -> Result<Held, MeterError> {
     let present = clsact::filters(device.index)?;
-    let options = NlOptions {
-        priority: clsact::free_priority(&present, side),
-        handle: HANDLE.into(),
-        classid: None,
-    };
+    let priority = clsact::free_priority(&present, side);
+    if present.iter().any(|other| other.side == side && other.priority < priority) {
+        tracing::warn!(
+            device = shown(&device.name),
+            side = side.name(),
+            "a filter of another program stands before ours: what it decides for good is not counted"
+        );
+    }
+    let options = NlOptions { priority, handle: HANDLE.into(), classid: None };
     let link = program
         .attach_with_options(&device.name, attach_type(side), TcAttachOptions::Netlink(options))
         .and_then(|id| program.take_link(id))
@@ -473,7 +487,7 @@ fn attach_error<E>(device: &Device, hook: &'static str, error: E) -> MeterError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    MeterError::Attach { target: device.name.clone(), hook, cause: cause(error) }
+    MeterError::Attach { target: shown(&device.name), hook, cause: cause(error) }
 }
 
 fn release(held: Held) {
@@ -500,7 +514,15 @@ fn forget_filters(on: OnDevice) -> Vec<Link> {
     links
 }
 
-/// Whether a link is at the device or cgroup of this number. A kernel that does not say is believed.
+/// Whether a link is at this device of this network namespace. A kernel that does not say is believed.
+fn stands_on(link: &Link, device: u32) -> bool {
+    link.is_at_device(device).unwrap_or_else(|error| {
+        tracing::debug!(%error, "a link does not say where it is");
+        true
+    })
+}
+
+/// Whether a link is at the cgroup of this number. A kernel that does not say is believed.
 fn stands_at(link: &Link, number: u64) -> bool {
     match link.target() {
         // Of the number of a cgroup, files show the lower half only on some machines.

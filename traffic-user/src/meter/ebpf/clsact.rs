@@ -7,6 +7,8 @@ use traffic_ebpf::abi::programs;
 use crate::meter::{error::MeterError, netlink};
 
 const CLSACT: &str = "clsact";
+/// Stands where clsact would, and has no side for what leaves.
+const INGRESS: &str = "ingress";
 const KIND_BPF: &str = "bpf";
 
 /// Which side of a device.
@@ -101,17 +103,34 @@ pub(super) fn filters(index: u32) -> Result<Vec<Filter>, MeterError> {
     })
 }
 
-/// Whether the device has a clsact qdisc.
-pub(super) fn has_clsact(index: u32) -> Result<bool, MeterError> {
+/// What is in the one place of a device where clsact can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nothing.
+    Free,
+    /// A clsact qdisc, of whomever: filters of many stand side by side on it.
+    Clsact,
+    /// An ingress qdisc of somebody else.
+    Ingress,
+}
+
+/// What is where a clsact qdisc of the device would be.
+pub(super) fn place(index: u32) -> Result<Place, MeterError> {
     netlink::ask("list the queueing disciplines of a device", |handle| async move {
         let mut qdiscs = handle.qdisc().get().index(index.cast_signed()).execute();
-        let mut found = false;
+        let mut found = Place::Free;
         while let Some(message) = qdiscs.try_next().await? {
-            found |= message.header.index == index.cast_signed()
-                && message
-                    .attributes
-                    .iter()
-                    .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == CLSACT));
+            // Old kernels answer with the qdiscs of all devices.
+            if message.header.index != index.cast_signed() {
+                continue;
+            }
+            for nla in &message.attributes {
+                match nla {
+                    TcAttribute::Kind(kind) if kind == CLSACT => found = Place::Clsact,
+                    TcAttribute::Kind(kind) if kind == INGRESS => found = Place::Ingress,
+                    _ => {}
+                }
+            }
         }
         Ok::<_, rtnetlink::Error>(found)
     })

@@ -83,6 +83,12 @@ impl Link {
         sys::target_of(self.fd.as_fd()).map(|target| (target != 0).then_some(target))
     }
 
+    /// Whether it is at the device that has this number in this network namespace. A device takes its links with
+    /// it into another one, where they count on.
+    pub(super) fn is_at_device(&self, device: u32) -> io::Result<bool> {
+        sys::is_at_device(self.fd.as_fd(), device)
+    }
+
     /// Puts `program` in the place of the one that it runs.
     pub(super) fn replace(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         sys::replace_program(self.fd.as_fd(), program)

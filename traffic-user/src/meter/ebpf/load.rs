@@ -73,9 +73,15 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
             loader.map_pin_path(name, folder.join(name));
         }
     }
-    loader.load(OBJECT).map_err(|error| match denied(&error) {
-        true => not_allowed("create the eBPF maps", &host::missing_capabilities(), limit()),
-        false => MeterError::Object(cause(error)),
+    loader.load(OBJECT).map_err(|error| {
+        if denied(&error) {
+            return not_allowed("create the eBPF maps", &host::missing_capabilities(), limit());
+        }
+        if says(&error, &[libc::ENOSYS]) {
+            let reason = "this kernel has no bpf() system call (CONFIG_BPF_SYSCALL)".to_owned();
+            return MeterError::Unsupported { feature: "counting with eBPF", reason };
+        }
+        MeterError::Object(cause(error))
     })
 }
 
@@ -93,6 +99,9 @@ fn not_allowed(doing: &'static str, missing: &[&str], limit: u64) -> MeterError 
 fn limit() -> u64 {
     getrlimit(Resource::RLIMIT_MEMLOCK).map_or(RLIM_INFINITY, |(soft, _)| soft)
 }
+
+/// So many signals may come while one program is loaded.
+const SIGNALS: u32 = 100;
 
 /// Why a program was not loaded.
 fn refused(name: &'static str, error: ProgramError) -> MeterError {
@@ -122,11 +131,16 @@ fn loader() -> EbpfLoader<'static> {
 
 /// Whether anything in the chain of causes is the kernel's "operation not permitted".
 pub(super) fn denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    says(error, &[libc::EPERM, libc::EACCES])
+}
+
+/// Whether anything in the chain of causes is one of these answers of the kernel.
+fn says(error: &(dyn std::error::Error + 'static), answers: &[i32]) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(io) = error.downcast_ref::<std::io::Error>()
-            && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-        {
+        let io = error.downcast_ref::<std::io::Error>();
+        let answer = io.and_then(std::io::Error::raw_os_error);
+        if answer.is_some_and(|answer| answers.contains(&answer)) {
             return true;
         }
         next = error.source();
@@ -144,9 +158,20 @@ pub(super) fn classifier<'e>(
     let program: &mut SchedClassifier =
         program.try_into().map_err(|error| failed(cause::<ProgramError>(error)))?;
     if program.fd().is_err() {
-        program.load().map_err(|error| refused(name, error))?;
+        unhurried(|| program.load()).map_err(|error| refused(name, error))?;
     }
     Ok(program)
+}
+
+/// Tries again what a signal hurried: the kernel gives the verifier up for it, and the loader tries only once more.
+fn unhurried(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 0..SIGNALS {
+        match load() {
+            Err(error) if says(&error, &[libc::EAGAIN]) => {}
+            done => return done,
+        }
+    }
+    load()
 }
 
 /// Loads the cgroup program of this name, unless it is loaded already.
@@ -159,7 +184,7 @@ pub(super) fn cgroup_skb<'e>(
     let program: &mut CgroupSkb =
         program.try_into().map_err(|error| failed(cause::<ProgramError>(error)))?;
     if program.fd().is_err() {
-        program.load().map_err(|error| refused(name, error))?;
+        unhurried(|| program.load()).map_err(|error| refused(name, error))?;
     }
     Ok(program)
 }

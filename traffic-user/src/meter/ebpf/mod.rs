@@ -5,6 +5,7 @@
 //! used below this module and nowhere else.
 
 mod attach;
+mod clean;
 mod clsact;
 mod kept;
 mod link;
@@ -30,9 +31,9 @@ use traffic_ebpf::abi::{self, ABI_VERSION, LANES, MAGIC, MAX_SLOTS, Meta, hook, 
 
 use self::{attach::Attachments, kept::Kept, load::Parameters, maps::Maps, pins::Pins};
 use super::{
-    devices::{Choice, Device, Facts},
+    devices::{Choice, Device, Facts, Wanted},
     error::{MeterError, chain},
-    host, lock,
+    host,
 };
 use crate::accounting::{
     ident::{Group, Groups},
@@ -41,6 +42,7 @@ use crate::accounting::{
 use crate::fault;
 
 pub use crate::accounting::ident::Hook;
+pub use clean::{clean, clean_left};
 pub use load::adds_atomically;
 pub use pinned::Pinned;
 pub use pins::DEFAULT_PINS;
@@ -71,6 +73,9 @@ pub struct Options {
     pub hook: Option<Hook>,
     /// Folder in cgroup2 for [`Hook::Cgroup`]; `None` is its root.
     pub cgroup: Option<PathBuf>,
+    /// Devices that are to be counted, as [`count_on`](EbpfMeter::count_on) will say: with them the best hook
+    /// is chosen.
+    pub wanted: Wanted,
     /// Go on counting when this process ends, and take over what an earlier one left.
     pub persist: bool,
     /// Folder of the pins on bpffs.
@@ -141,11 +146,7 @@ impl EbpfMeter {
         if options.persist {
             pins.prepare()?;
         }
-        // What a killed run left on clsact counts into maps that nobody can read any more, and would be taken
-        // for ours by the next start.
-        for gone in attach::sweep(&Facts::gather()?.devices, false)? {
-            tracing::info!(%gone, "removed what an earlier run left behind");
-        }
+        clean_left()?;
         let started = Self::fresh_in(options, pins, groups);
         if started.is_err() && options.persist {
             // Half a set would look like a whole one at the next start.
@@ -166,7 +167,7 @@ impl EbpfMeter {
         fault::die_at("maps-pinned");
         let (hook, passed_over) = match options.hook {
             Some(hook) => (hook, Vec::new()),
-            None => trial::best_hook(&mut ebpf, options.cgroup.as_deref())?,
+            None => trial::best_hook(&mut ebpf, options.cgroup.as_deref(), &options.wanted)?,
         };
         if (hook == Hook::Cgroup) != (first == Hook::Cgroup) {
             drop(ebpf);
@@ -538,28 +539,6 @@ fn coverage(meta: &Meta) -> Coverage {
     if meta.gap == 0 { Coverage::Complete } else { Coverage::Gap }
 }
 
-/// Takes off all of ours in this network namespace: pins, links, filters, and qdiscs that we made.
-/// Gives a line for each thing; with `dry_run` only says them.
-///
-/// # Errors
-///
-/// [`MeterError::Busy`] when a daemon in another network namespace counts with these pins; or what the kernel
-/// says: what could be removed before is removed.
-pub fn clean(folder: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
-    let pins = Pins::new(folder);
-    // The caller has the lock of this namespace, and the pins may be those of a daemon in another one.
-    let _other = match pins.exist()?.then(|| Maps::described(&pins.maps())).flatten() {
-        // One with our number and another cookie is gone, and its daemon too.
-        Some(meta) if !dry_run && namespace::inode(meta.netns) != lock::netns()? => {
-            Some(lock::Lock::of_netns(namespace::inode(meta.netns))?)
-        }
-        _ => None,
-    };
-    let mut said = pins.remove(dry_run)?;
-    said.extend(attach::sweep(&Facts::gather()?.devices, dry_run)?);
-    Ok(said)
-}
-
 /// Whether `path`, or the nearest folder above it that exists, is on bpffs.
 pub fn is_on_bpffs(path: &Path) -> bool {
     path.ancestors().find(|path| path.is_dir()).is_some_and(pins::is_bpffs)
@@ -578,6 +557,7 @@ mod tests {
         let options = Options {
             hook: None,
             cgroup: None,
+            wanted: Wanted::default(),
             persist: false,
             pins: DEFAULT_PINS.into(),
             log: false,

@@ -15,11 +15,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::maps::MapData;
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use traffic_ebpf::abi::maps;
+
+use super::{link::Link, load};
 
 use crate::meter::error::MeterError;
 
@@ -92,8 +95,10 @@ impl Pins {
     /// Makes the folders, and mounts bpffs if it is not there.
     pub(super) fn prepare(&self) -> Result<(), MeterError> {
         self.on_bpffs()?;
-        let dotted = |name: &std::ffi::OsStr| name.to_string_lossy().contains('.');
-        if !self.root.is_dir() && self.root.file_name().is_some_and(dotted) {
+        let dotted = |path: &&Path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().contains('.'))
+        };
+        if self.root.ancestors().take_while(|path| !path.is_dir()).any(|path| dotted(&path)) {
             return Err(MeterError::OtherPins {
                 path: self.root.clone(),
                 reason: "cannot be: a BPF file system takes no name with a dot".into(),
@@ -134,7 +139,7 @@ impl Pins {
             };
             names.sort();
             for path in names {
-                if !self.is_ours(&path) {
+                if !self.is_ours(&path) || is_of_others(&path) {
                     continue;
                 }
                 said.push(format!("pin {}", path.display()));
@@ -183,6 +188,26 @@ impl Pins {
             path: from,
             cause,
         })
+    }
+}
+
+/// Whether what is pinned under a name of ours is nothing that we pin. What may not be looked at has our name.
+fn is_of_others(path: &Path) -> bool {
+    if path.is_symlink() {
+        return false;
+    }
+    let name = path.file_name().and_then(|name| name.to_str());
+    match MapData::from_pin(path) {
+        Ok(map) => {
+            name.is_some_and(|name| maps::PINNED.contains(&name))
+                && map.info().is_ok_and(|info| info.name_as_str() != name)
+        }
+        Err(error) if load::denied(&error) => false,
+        // No map: a link of ours says where it is.
+        Err(_) => {
+            !path.parent().is_some_and(|folder| folder.ends_with("links"))
+                || Link::open(path).is_ok_and(|link| link.target().is_err())
+        }
     }
 }
 

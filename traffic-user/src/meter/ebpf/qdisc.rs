@@ -4,7 +4,11 @@ use std::{fs, path::PathBuf};
 
 use aya::programs::tc;
 
-use super::{clsact, namespace};
+use super::{
+    clsact::{self, Place},
+    namespace,
+};
+use crate::accounting::ident::shown;
 use crate::meter::{
     devices::Device,
     error::{MeterError, cause},
@@ -13,13 +17,15 @@ use crate::meter::{
 
 /// Gives the device a clsact qdisc unless it has one, and notes that it is ours to take away.
 pub(super) fn make(device: &Device) -> Result<bool, MeterError> {
-    if clsact::has_clsact(device.index)? {
-        return Ok(is_ours(device.index));
+    match clsact::place(device.index)? {
+        Place::Clsact => return Ok(is_ours(device.index)),
+        Place::Ingress => return Err(MeterError::QdiscInTheWay { device: shown(&device.name) }),
+        Place::Free => {}
     }
     note(device.index)?;
     tc::qdisc_add_clsact(&device.name).map_err(|error| {
         forget(device.index);
-        MeterError::Attach { target: device.name.clone(), hook: "tc", cause: cause(error) }
+        MeterError::Attach { target: shown(&device.name), hook: "tc", cause: cause(error) }
     })?;
     Ok(true)
 }

@@ -72,13 +72,21 @@ impl Slots {
                 None => fresh.push(Slot { group: Arc::new(group.clone()), watched: true }),
             }
         }
+        // Those that retire now have numbers that were perhaps not read yet: they are taken last.
+        let (mut retired, mut retiring) = (Vec::new(), Vec::new());
         for (n, slot) in self.used.iter_mut().enumerate() {
-            if !keep[n] && slot.watched {
+            if keep[n] {
+                continue;
+            }
+            if slot.watched {
                 slot.watched = false;
                 change.touched.push(n);
+                retiring.push(n);
+            } else {
+                retired.push(n);
             }
         }
-        let mut retired = (0..keep.len()).filter(|n| !keep[*n]).collect::<Vec<_>>().into_iter();
+        let mut retired = retired.into_iter().chain(retiring);
         for slot in fresh {
             if self.used.len() < self.capacity {
                 change.touched.push(self.used.len());
@@ -152,6 +160,16 @@ mod tests {
         check(&slots, &[("4", true), ("2", true), ("3", true)]);
         assert_eq!(change, Change { touched: vec![0], reused: vec![0] });
         assert_eq!(slots.clone().watch(&groups("2,3,4,5")), Err(Full));
+    }
+
+    #[test]
+    fn a_slot_that_retires_now_is_taken_after_those_that_had_retired() {
+        let mut slots = Slots::new(Vec::new(), 3);
+        slots.watch(&groups("1,2,3")).unwrap();
+        slots.watch(&groups("1,2")).unwrap();
+        let change = slots.watch(&groups("2,4")).unwrap();
+        check(&slots, &[("1", false), ("2", true), ("4", true)]);
+        assert_eq!(change, Change { touched: vec![0, 2], reused: vec![2] });
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::{
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -103,8 +104,26 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &attr).map(drop)
 }
 
-/// Number of the device or cgroup that a link is at; 0 when it is at none any more.
-pub(super) fn target_of(link: BorrowedFd<'_>) -> io::Result<u64> {
+/// `bpf_attr` of `BPF_PROG_QUERY` at a device.
+#[repr(C)]
+struct QueryAttr {
+    device: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    padding: u32,
+    program_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+/// So many programs can be on one side of a device.
+const MOST_AT_TCX: usize = 64;
+
+fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
     let attr = InfoAttr {
         fd: link.as_raw_fd().cast_unsigned(),
@@ -112,6 +131,43 @@ pub(super) fn target_of(link: BorrowedFd<'_>) -> io::Result<u64> {
         info: (&raw mut info).addr() as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    Ok(info)
+}
+
+/// Whether a tcx link is at the device that has this number in this network namespace. The link itself tells the
+/// number alone, which a device of another namespace may have.
+pub(super) fn is_at_device(link: BorrowedFd<'_>, device: u32) -> io::Result<bool> {
+    let LinkInfo { kind, id, target: [number, attach_type], .. } = info_of(link)?;
+    if kind != AT_TCX || number != device {
+        return Ok(false);
+    }
+    let (mut programs, mut links) = ([0_u32; MOST_AT_TCX], [0_u32; MOST_AT_TCX]);
+    let attr = QueryAttr {
+        device,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        programs: programs.as_mut_ptr().addr() as u64,
+        count: u32::try_from(MOST_AT_TCX).unwrap_or(0),
+        padding: 0,
+        program_flags: 0,
+        links: links.as_mut_ptr().addr() as u64,
+        link_flags: 0,
+        revision: 0,
+    };
+    match bpf(BPF_PROG_QUERY, &attr) {
+        Ok(_) => Ok(links.contains(&id)),
+        // There is no such device, or nothing at it.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Number of the device or cgroup that a link is at; 0 when it is at none any more.
+pub(super) fn target_of(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let info = info_of(link)?;
     let [low, high] = info.target;
     match info.kind {
         AT_TCX => Ok(low.into()),

@@ -15,9 +15,12 @@ use super::{
     Hook,
     attach::Attachments,
     cgroup_path,
+    clsact::{self, Place},
     load::{self, Parameters},
 };
+use crate::accounting::ident::shown;
 use crate::meter::{
+    devices::{Facts, Wanted, choose},
     error::{MeterError, chain},
     host::{self, Reasons, Trial},
 };
@@ -26,10 +29,11 @@ use crate::meter::{
 pub(super) fn best_hook(
     ebpf: &mut Ebpf,
     cgroup: Option<&Path>,
+    wanted: &Wanted,
 ) -> Result<(Hook, Reasons<Hook>), MeterError> {
     let mut trials = Vec::new();
     for hook in Hook::ALL {
-        let result = try_hook(ebpf, hook, cgroup);
+        let result = try_hook(ebpf, hook, cgroup, wanted);
         let works = result.is_ok();
         trials.push((hook, result));
         if works {
@@ -46,12 +50,18 @@ pub(super) fn best_hook(
     })
 }
 
-fn try_hook(ebpf: &mut Ebpf, hook: Hook, cgroup: Option<&Path>) -> Result<(), String> {
+fn try_hook(
+    ebpf: &mut Ebpf,
+    hook: Hook,
+    cgroup: Option<&Path>,
+    wanted: &Wanted,
+) -> Result<(), String> {
     match hook {
         Hook::Tcx | Hook::Tc => {
             let program =
                 load::classifier(ebpf, programs::ETHERNET_IN).map_err(|error| chain(&error))?;
-            try_on_loopback(program, hook)
+            try_on_loopback(program, hook)?;
+            if hook == Hook::Tc { places_are_free(wanted) } else { Ok(()) }
         }
         Hook::Cgroup => {
             load::cgroup_skb(ebpf, programs::CGROUP_IN).map_err(|error| chain(&error))?;
@@ -70,7 +80,22 @@ pub fn try_all(cgroup: Option<&Path>) -> Result<Vec<Trial<Hook>>, MeterError> {
     let parameters = Parameters { hook: Hook::Cgroup, slots: 1, log: false, pins: None };
     let mut ebpf = load::object(parameters)?;
     load::all(&mut ebpf)?;
-    Ok(Hook::ALL.into_iter().map(|hook| (hook, try_hook(&mut ebpf, hook, cgroup))).collect())
+    let mut tried = |hook| try_hook(&mut ebpf, hook, cgroup, &Wanted::DefaultRoutes);
+    Ok(Hook::ALL.into_iter().map(|hook| (hook, tried(hook))).collect())
+}
+
+/// Whether every device that is to be counted can have a clsact qdisc. Devices that somebody named are
+/// named in the error of attaching to them: no other hook would count on them either.
+fn places_are_free(wanted: &Wanted) -> Result<(), String> {
+    let Wanted::DefaultRoutes = wanted else { return Ok(()) };
+    let facts = Facts::gather().map_err(|error| chain(&error))?;
+    for device in choose(&facts, wanted).devices {
+        if clsact::place(device.index).map_err(|error| chain(&error))? == Place::Ingress {
+            let in_the_way = MeterError::QdiscInTheWay { device: shown(&device.name) };
+            return Err(in_the_way.to_string());
+        }
+    }
+    Ok(())
 }
 
 /// Tries a hook without touching any device that carries traffic: on the loopback of a network

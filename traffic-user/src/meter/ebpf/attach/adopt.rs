@@ -16,7 +16,7 @@ use aya::{Ebpf, programs::tc::SchedClassifierLink};
 
 use super::{
     Attachments, Held, Link, OnDevice, Side, attach_error, attach_type, cgroup_pin, cgroup_program,
-    clsact, filters_stand, load, program_for, qdisc, stands_at, take_off_filter,
+    clsact, filters_stand, load, program_for, qdisc, stands_at, stands_on, take_off_filter,
 };
 use crate::accounting::ident::shown;
 use crate::meter::{
@@ -55,8 +55,14 @@ impl Attachments {
                 let name = program_for(device, side)?;
                 let program = load::classifier(ebpf, name)?;
                 let program = load::descriptor(program.fd(), name)?;
-                let replaced =
-                    Link::open(&path).and_then(|link| link.replace(program.as_fd()).map(|()| link));
+                let replaced = Link::open(&path).and_then(|link| {
+                    if !stands_on(&link, device.index) {
+                        // With its device in another network namespace it would count there.
+                        link.end();
+                        return Err(io::ErrorKind::NotFound.into());
+                    }
+                    link.replace(program.as_fd()).map(|()| link)
+                });
                 match replaced {
                     Ok(link) => held.push(link),
                     // Somebody took it off, or it outlived its device and another got the number.
@@ -211,11 +217,15 @@ pub(in crate::meter::ebpf) fn is_broken(
         Ok(link) => link.target().is_ok_and(|target| target.is_none()),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     };
+    let is_elsewhere =
+        |path: &Path, device| here && Link::open(path).is_ok_and(|link| !stands_on(&link, device));
     Ok(match hook {
         Hook::Tcx => {
             let links = device_links(folder)?;
             let devices: BTreeSet<u32> = links.keys().map(|(index, _)| *index).collect();
-            links.values().any(|path| leads_nowhere(path))
+            links
+                .iter()
+                .any(|((device, _), path)| leads_nowhere(path) || is_elsewhere(path, *device))
                 || links.len() < devices.len() * Side::BOTH.len()
         }
         Hook::Tc => here && noted_filters(folder)?.keys().any(|index| !filters_stand(*index)),
@@ -270,9 +280,10 @@ fn named<K: Ord>(
 }
 
 fn remove(path: &Path) -> Result<(), MeterError> {
-    fs::remove_file(path).map_err(|cause| MeterError::File {
-        doing: "remove",
-        path: path.into(),
-        cause,
-    })
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+            Err(MeterError::File { doing: "remove", path: path.into(), cause })
+        }
+        _ => Ok(()),
+    }
 }
