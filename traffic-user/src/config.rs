@@ -16,7 +16,7 @@ use jiff::tz::TimeZone;
 use toml::de::{DeTable, DeValue};
 
 use crate::accounting::{
-    ident::{GroupError, Groups, MeterKind},
+    ident::{GroupError, Groups, Hook, MeterKind},
     period::{Counting, Unit},
     retention::{Keep, Retention},
 };
@@ -205,12 +205,12 @@ impl Config {
                 self.iface = Some(globs);
             }
             "meter" => self.meter = Some(meter(text(value)?)?),
-            "cgroup" => self.cgroup = Some(text(value)?.into()),
+            "cgroup" => self.cgroup = Some(folder(value)?),
             "interval" => self.interval = Some(interval(text(value)?)?),
             "output" => self.output = Some(values::output(value)?),
             "persist" => self.persist = Some(switch(value)?),
-            "pins" => self.pins = Some(text(value)?.into()),
-            "state" => self.state = Some(text(value)?.into()),
+            "pins" => self.pins = Some(folder(value)?),
+            "state" => self.state = Some(folder(value)?),
             "ledger" => self.ledger = Some(switch(value)?),
             "proxy" => self.proxy = Some(switch(value)?),
             "proxy_config" => {
@@ -263,6 +263,11 @@ impl Config {
             let key = if self.keep_days.is_some() { "keep_days" } else { "keep_hours" };
             found.push((key, "a day is kept for less time than the hours that made it"));
         }
+        let at_a_cgroup = MeterKind::Ebpf(Hook::Cgroup);
+        let meter = self.meter.flatten();
+        if self.cgroup.is_some() && meter.is_some_and(|meter| meter != at_a_cgroup) {
+            found.push(("cgroup", "goes with the meter cgroup, and another one is named"));
+        }
         found
     }
 }
@@ -278,6 +283,13 @@ fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     match value {
         DeValue::String(text) => Ok(text),
         _ => Err("write a text in quotes".into()),
+    }
+}
+
+fn folder(value: &DeValue<'_>) -> Result<PathBuf, String> {
+    match text(value)? {
+        "" => Err("name a folder".into()),
+        path => Ok(path.into()),
     }
 }
 
@@ -310,7 +322,6 @@ fn meter(name: &str) -> Result<Option<MeterKind>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accounting::ident::Hook;
 
     fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
         let checks = Checks {
@@ -327,7 +338,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let config = parse(
-            "ports = ['443=web', '8443/tcp']\niface = 'eth*'\nmeter = 'tc'\ncgroup = '/c'\n\
+            "ports = ['443=web', '8443/tcp']\niface = 'eth*'\nmeter = 'cgroup'\ncgroup = '/c'\n\
              interval = '10s'\noutput = 'none'\npersist = true\npins = '/p'\nstate = '/s'\n\
              ledger = false\nproxy = true\nproxy_config = ['/a', '/b']\napi = '[::1]:80'\n\
              time_zone = 'Asia/Shanghai'\nbilling_day = 31\ncounting = 'larger'\nunit = 'GB'\n\
@@ -338,8 +349,7 @@ mod tests {
         assert_eq!(told, KEYS);
         assert_eq!(config.ports.unwrap().len(), 2);
         assert_eq!(config.iface.unwrap(), ["eth*"]);
-        assert_eq!(config.meter, Some(Some(MeterKind::Ebpf(Hook::Tc))));
-        assert_eq!(config.cgroup, Some("/c".into()));
+        assert_eq!(config.meter, Some(Some(MeterKind::Ebpf(Hook::Cgroup))));
         assert_eq!(config.interval, Some(Duration::from_secs(10)));
         assert_eq!(config.persist, Some(true));
         assert_eq!((config.pins, config.state), (Some("/p".into()), Some("/s".into())));
@@ -413,6 +423,17 @@ mod tests {
         wrong("keep_hours = '90d'\nkeep_days = '80d'\n", &[(2, "keep_days: a day is kept")]);
         let kept = parse("keep_hours = 'forever'").unwrap().retention();
         assert_eq!(kept, Retention { hours: Keep::Forever, ..Retention::default() });
+    }
+
+    #[test]
+    fn a_cgroup_goes_with_its_meter_and_folders_have_names() {
+        let config = parse("cgroup = '/c'\nmeter = 'cgroup'\n").unwrap();
+        assert_eq!(config.cgroup, Some("/c".into()));
+        assert!(parse("cgroup = '/c'\nmeter = 'auto'\n").is_ok());
+        wrong("meter = 'tcx'\ncgroup = '/c'\n", &[(2, "cgroup: goes with the meter cgroup")]);
+        for key in ["cgroup", "pins", "state"] {
+            wrong(&format!("{key} = ''"), &[(1, "name a folder")]);
+        }
     }
 
     #[test]

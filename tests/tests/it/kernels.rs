@@ -9,7 +9,7 @@ use traffic_tests::{
 };
 
 /// Checks of any kernel.
-const GENERAL: [&str; 4] = ["system", "doctor", "auto", "bytecode"];
+const GENERAL: [&str; 5] = ["system", "doctor", "ingress", "auto", "bytecode"];
 /// Checks at a hook of a device.
 const AT_A_DEVICE: [&str; 8] =
     ["udp", "udp segments", "tcp", "vlan", "tun", "stop", "kill", "persist"];
@@ -100,6 +100,7 @@ fn check(kernel: &Kernel, hook: &str, unseen: &str, atomic: &[&str]) {
     assert_eq!(lines("guest: "), ["success"]);
     assert_eq!(lines("info: kernel="), [kernel.release()]);
     assert_eq!(lines("info: hook="), [hook]);
+    assert_eq!(lines("info: beside="), [if hook == "tc" { "cgroup" } else { hook }]);
     assert_eq!(lines("info: unseen="), [unseen]);
     assert_eq!(lines("info: atomic="), atomic);
     assert_eq!(passed, wanted(hook));

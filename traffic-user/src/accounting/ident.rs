@@ -508,10 +508,10 @@ impl Groups {
         Self::new(entries.map(str::parse).collect::<Result<_, _>>()?, limit)
     }
 
-    /// These and, from `more`, every port that is not counted yet.
+    /// These and, from `more`, every group that is not counted yet.
     ///
-    /// A group of `more` is taken with the ports and transports that none of these has; what is
-    /// counted already stays where it is.
+    /// A group of `more` is taken with the transports in which none of these has any of its ports; what is
+    /// counted already stays where it is, and no group is torn.
     #[must_use]
     pub fn extended_by(&self, more: &[Group]) -> Self {
         let mut groups = self.0.to_vec();

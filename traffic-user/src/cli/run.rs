@@ -138,7 +138,12 @@ pub(super) fn run(common: &Common, args: Args, messages: Messages) -> Result<Exi
     let place = args.proxy.place(common)?;
     let live = live(&args, config, output, place.as_ref())?;
     let kind = args.meter.map_or(config.meter.flatten(), MeterChoice::kind);
-    let cgroup = args.cgroup.clone().or_else(|| config.cgroup.clone());
+    // Another meter that is typed stands above a cgroup of the configuration.
+    let of_config = match args.meter.and_then(MeterChoice::kind) {
+        None | Some(MeterKind::Ebpf(Hook::Cgroup)) => config.cgroup.clone(),
+        Some(_) => None,
+    };
+    let cgroup = args.cgroup.clone().or(of_config);
     if cgroup.is_some() && !matches!(kind, None | Some(MeterKind::Ebpf(Hook::Cgroup))) {
         bail!("--cgroup goes with --meter cgroup (or auto)");
     }

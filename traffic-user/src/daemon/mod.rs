@@ -65,7 +65,7 @@ use answers::{Reset, answer};
 use books::Standing;
 use control::{Asked, Control};
 use notify::Notify;
-use pending::Pending;
+use pending::{Pending, Sparing};
 use signals::Told;
 
 /// How often the programs' log is looked at, when packets are logged.
@@ -134,6 +134,7 @@ pub(crate) async fn run(
     let (finished, mut resets) = mpsc::channel::<Reset>(1);
     let mut counting = Counting::new(&settings, state, books);
     let mut pending = Pending::default();
+    let mut sparing = Sparing::default();
     let mut refused = None;
 
     let mut ticks = every(settings.interval);
@@ -210,9 +211,10 @@ pub(crate) async fn run(
             proxy = find_later(&settings, &mut pending, &mut looked);
         }
         if settings.listeners && proxy.is_none() {
-            match listeners(&meter) {
-                Ok(more) => more.into_iter().for_each(|more| pending.want(more)),
-                Err(error) => {
+            match sparing.perhaps(|| listeners(&meter)) {
+                None | Some(Ok(None)) => {}
+                Some(Ok(Some(more))) => pending.want(more),
+                Some(Err(error)) => {
                     let error = format!("{error:#}");
                     tracing::warn!(error, "listening ports are not looked at");
                 }

@@ -1,6 +1,8 @@
 //! Groups that are to be watched. A change that the meter cannot make leaves what is watched as it is, and
 //! is tried again at each tick.
 
+use std::time::Instant;
+
 use crate::{
     accounting::{ident::Groups, usage::Event},
     meter::{Meter, chain},
@@ -52,5 +54,44 @@ impl Pending {
                 Some(event(what))
             }
         }
+    }
+}
+
+/// Part of the time that [`Sparing`] gives.
+const PART: u32 = 50;
+
+/// Work that a tick does without when it takes too much of the time: on a host with very many connections the list
+/// of those that listen is long to read.
+#[derive(Debug, Default)]
+pub(super) struct Sparing {
+    not_before: Option<Instant>,
+}
+
+impl Sparing {
+    /// Does the work, unless it has had its part of the time.
+    pub(super) fn perhaps<T>(&mut self, work: impl FnOnce() -> T) -> Option<T> {
+        let begin = Instant::now();
+        if self.not_before.is_some_and(|time| begin < time) {
+            return None;
+        }
+        let done = work();
+        self.not_before = Some(begin + begin.elapsed() * PART);
+        Some(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_takes_long_is_not_done_again_at_once() {
+        let mut sparing = Sparing::default();
+        let slow = || std::thread::sleep(Duration::from_millis(20));
+        assert_eq!([sparing.perhaps(slow), sparing.perhaps(slow)], [Some(()), None]);
+        let mut sparing = Sparing { not_before: Some(Instant::now()) };
+        assert_eq!(sparing.perhaps(|| 1), Some(1));
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use procfs::net::{TcpState, UdpState};
+use procfs::{
+    ProcError,
+    net::{TcpState, UdpState},
+};
 
 use super::error::{MeterError, cause};
 use crate::accounting::ident::{Group, Transport};
@@ -26,15 +29,14 @@ struct Open {
 ///
 /// [`MeterError::Netlink`] when `/proc` cannot be read.
 pub fn listening() -> Result<Vec<Group>, MeterError> {
-    let failed = |error: procfs::ProcError| MeterError::Netlink {
+    let failed = |error: ProcError| MeterError::Netlink {
         doing: "list the sockets that listen",
         cause: cause(error),
     };
     let mut tcp = procfs::net::tcp().map_err(failed)?;
     let mut udp = procfs::net::udp().map_err(failed)?;
-    // Absent on a kernel without IPv6.
-    tcp.extend(procfs::net::tcp6().unwrap_or_default());
-    udp.extend(procfs::net::udp6().unwrap_or_default());
+    tcp.extend(or_absent(procfs::net::tcp6()).map_err(failed)?);
+    udp.extend(or_absent(procfs::net::udp6()).map_err(failed)?);
     let listen = tcp.iter().filter(|socket| socket.state == TcpState::Listen);
     let wait = udp
         .iter()
@@ -44,6 +46,14 @@ pub fn listening() -> Result<Vec<Group>, MeterError> {
         wait.map(|socket| socket.local_address),
         client_ports(),
     ))
+}
+
+/// A kernel without IPv6 has no such list.
+fn or_absent<T>(listed: Result<Vec<T>, ProcError>) -> Result<Vec<T>, ProcError> {
+    match listed {
+        Err(ProcError::NotFound(_)) => Ok(Vec::new()),
+        listed => listed,
+    }
 }
 
 /// Groups of the TCP sockets that listen and the UDP sockets that wait.

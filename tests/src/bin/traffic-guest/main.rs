@@ -66,6 +66,7 @@ fn main() -> ExitCode {
     let mut report = Report::default();
     report.check("system", system::prepare);
     report.check("doctor", doctor);
+    report.check("ingress", beside_an_ingress_qdisc);
     let mut hook = None;
     report.check("auto", || hook = Some(auto()));
     if let Some(hook) = hook {
@@ -144,6 +145,17 @@ fn auto() -> String {
         println!("info: not {hook}: {}", why.as_str().unwrap_or_default());
     }
     document.text("meter").to_owned()
+}
+
+/// The hook that is used when the place of clsact is taken.
+fn beside_an_ingress_qdisc() {
+    let pair = Pair::new();
+    pair.server.default_route(&pair.client);
+    pair.server.ns.sh(&["tc", "qdisc", "add", "dev", "eth0", "ingress"]);
+    let mut daemon = Site::new().start(&pair.server.ns, &["--ports", "5001"]);
+    let hook = daemon.wait_for("a document", |document| Some(document.text("meter").to_owned()));
+    println!("info: beside={hook}");
+    daemon.stop();
 }
 
 /// Tests of the project that need no more than is here.
