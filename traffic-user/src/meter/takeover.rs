@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use super::{
     ebpf::{self, Pinned},
-    error::MeterError,
+    error::{MeterError, chain},
     iptables,
     kernel::Meter,
     nft,
@@ -136,7 +136,13 @@ fn take_over_programs(
             }
             Ok(())
         }
-        _ => ebpf::clean_left(),
+        _ => {
+            // Where tc cannot even be listed, nothing of ours stands on it.
+            if let Err(error) = ebpf::clean_left() {
+                tracing::debug!(error = chain(&error), "filters are not looked for");
+            }
+            Ok(())
+        }
     }
 }
 
