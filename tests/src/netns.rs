@@ -14,7 +14,10 @@ use std::{
     thread,
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::signal::{SigHandler, Signal, signal},
+};
 
 use crate::need;
 
@@ -89,12 +92,14 @@ impl NetNs {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let file = self.file.try_clone().expect("another descriptor");
-        // SAFETY: between fork and exec only the system call `setns` is made.
-        unsafe {
-            command.pre_exec(move || {
-                setns(&file, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
-            })
+        let enter = move || {
+            // Whoever runs the tests may have it ignored, as `nohup` does.
+            // SAFETY: no handler is set.
+            unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }?;
+            setns(&file, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
         };
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe { command.pre_exec(enter) };
         command
     }
 

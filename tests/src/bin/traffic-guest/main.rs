@@ -63,6 +63,8 @@ fn main() -> ExitCode {
         eprintln!("traffic-guest is the first program of a virtual machine: see tests/src/vm.rs");
         return ExitCode::from(2);
     }
+    // What another flavour of a kernel does not do otherwise is not looked at again.
+    let short = std::env::var_os("TRAFFIC_GUEST").is_some_and(|part| part == "short");
     let mut report = Report::default();
     report.check("system", system::prepare);
     report.check("doctor", doctor);
@@ -71,7 +73,11 @@ fn main() -> ExitCode {
     report.check("auto", || hook = Some(auto()));
     if let Some(hook) = hook {
         println!("info: hook={hook}");
-        let hooks = if hook == "tcx" { &["tcx", "tc"][..] } else { &["tc"] };
+        let hooks = match hook.as_str() {
+            _ if short => &[hook.as_str()][..],
+            "tcx" => &["tcx", "tc"],
+            _ => &["tc"],
+        };
         for hook in hooks {
             for (name, body) in AT_A_DEVICE {
                 report.check(&format!("{hook}: {name}"), || body(hook));
@@ -81,12 +87,14 @@ fn main() -> ExitCode {
             report.check(&format!("cgroup: {name}"), || body("cgroup"));
         }
     }
-    for meter in ["nft", "iptables"] {
-        for (name, body) in OF_RULES {
-            report.check(&format!("{meter}: {name}"), || body(meter));
+    if !short {
+        for meter in ["nft", "iptables"] {
+            for (name, body) in OF_RULES {
+                report.check(&format!("{meter}: {name}"), || body(meter));
+            }
         }
+        report.check("bytecode", || tests("bytecode"));
     }
-    report.check("bytecode", || tests("bytecode"));
     println!("guest: {}", if report.failed { "failure" } else { "success" });
     system::power_off()
 }
@@ -125,10 +133,10 @@ fn doctor() {
     println!("info: doctor exit code {:?}", answer.code);
     let document = answer.json();
     let checks = document["checks"].as_array().expect("a list of checks");
-    for hook in ["hook tc", "hook cgroup"] {
+    for hook in ["hook tcx", "hook tc", "hook cgroup"] {
         let check = checks.iter().find(|check| check["name"] == hook);
         let check = check.unwrap_or_else(|| panic!("no check `{hook}` in {document}"));
-        assert_eq!(check["status"], "ok", "{check}");
+        assert!(check["status"] == "ok" || hook == "hook tcx", "{check}");
         if check["found"].as_str().is_some_and(|found| found.ends_with("; adds are atomic")) {
             println!("info: atomic={hook}");
         }
