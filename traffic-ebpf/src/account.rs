@@ -49,7 +49,8 @@ pub enum Direction {
 #[inline(always)]
 pub fn account(ctx: &impl EbpfContext, link: Link, direction: Direction) {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
-    // It has no link header. On a device where others have one it is never like most: see `account_any`.
+    // It has no link header. On a device where others have one it is hardly ever like most: its source would
+    // have to read as an ethertype and the beginning of a header. See `account_any`.
     if link == Link::Bare && is_handed_back(skb, direction) {
         return handed_back(skb, direction);
     }
@@ -181,7 +182,7 @@ const RAW: u32 = 1 << 16;
 const RAW_TCP: u32 = RAW | 6;
 const RAW_UDP: u32 = RAW | 17;
 
-/// The port that the socket has which sends or gets it; 0 without one.
+/// The port that the socket has which sends or gets it; 0 without one; [`RAW`] and more for a raw one.
 #[inline(always)]
 fn port_of_socket(skb: *const __sk_buff) -> u32 {
     // SAFETY: the kernel gave the context; reading the pointer gives a socket or null.

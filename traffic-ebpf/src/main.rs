@@ -1,6 +1,6 @@
 //! The eBPF programs: count, and leave every packet's fate to others.
 //!
-//! Six entry points of one line around [`account::account`]. Built for the BPF target only, by
+//! Six short entry points around [`account::account`]. Built for the BPF target only, by
 //! `traffic-user/build.rs`.
 #![no_std]
 #![no_main]

@@ -344,6 +344,20 @@ fn what_others_put_in_the_place_of_our_pins_is_left_alone() {
     }
     assert_eq!(leaks::attached(&host), Vec::<String>::new());
     assert!(maps.join("META").exists());
+
+    // Beside a set of ours, too.
+    fs::remove_file(maps.join("META")).unwrap();
+    let mut daemon = site.start(&host, &["--persist", "--iface", "eth0", "--ports", "1"]);
+    daemon.counts_on(&["eth0"]);
+    daemon.stop();
+    let links = site.pins.join("links");
+    let foreign = Array::<_, [u8; 80]>::create(1, 0).unwrap();
+    foreign.pin(links.join("tcx_70000_in")).unwrap();
+    let said = site.run(&host, &["clean", "--json"]).json();
+    assert!(said["removed"].as_array().is_some_and(|said| said.len() > 5), "{said}");
+    assert_eq!(fs::read_dir(&links).unwrap().count(), 1);
+    assert!(links.join("tcx_70000_in").exists() && !maps.exists());
+    assert_eq!(leaks::attached(&host), Vec::<String>::new());
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn a_stderr_that_takes_nothing_ends_nothing() {
     let ((here, there), site) = (host(), Site::new());
     let args = ["run", "--iface", "eth0", "--ports", "5000", "--output", "json", "--meter", "tc"];
     let mut command = site.traffic(&here.ns, &args);
-    command.args(["--interval", "100ms", "-vv"]);
+    command.args(["--interval", "1s", "-vv"]);
     // The pipe of a program that has gone.
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -101,7 +101,7 @@ fn signals_that_hurry_the_start_leave_nothing_and_are_no_errors() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
     let ((here, _there), site) = (host(), Site::new());
     let mut stopped = 0;
-    for delay in (10..130).step_by(6) {
+    for delay in (10..410).step_by(20) {
         let mut command = site.traffic(&here.ns, &[&TABLE[..], &["--output", "json"]].concat());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let running = command.spawn().expect("start traffic");
@@ -127,8 +127,9 @@ fn a_second_wish_to_stop_ends_one_whose_reader_has_stopped_and_one_under_nohup_g
     let mut command = site.traffic(&here.ns, &[&TABLE[..], &["--interval", "100ms"]].concat());
     command.args(["--output", "json", "--meter", "tcx"]);
     let (_reader, writer) = std::io::pipe().expect("a pipe");
-    command.stdout(writer).stderr(Stdio::null());
-    let running = command.spawn().expect("start traffic");
+    // Both to a reader that does not read.
+    command.stderr(writer.try_clone().expect("another end")).stdout(writer);
+    let mut running = command.spawn().expect("start traffic");
     drop(command);
     // More than a pipe holds.
     let waits = || {
@@ -136,10 +137,12 @@ fn a_second_wish_to_stop_ends_one_whose_reader_has_stopped_and_one_under_nohup_g
         fs::read_to_string(file).is_ok_and(|text| text.contains("pipe")).then_some(())
     };
     wait::until("the pipe to be full", waits);
-    kill(pid(&running), Signal::SIGTERM).expect("stop it");
-    thread::sleep(Duration::from_millis(1200));
-    kill(pid(&running), Signal::SIGTERM).expect("stop it at once");
-    assert_eq!(ends(running), Some(128 + 15));
+    let again = || {
+        kill(pid(&running), Signal::SIGTERM).expect("stop it");
+        thread::sleep(Duration::from_millis(300));
+        running.try_wait().expect("look after it")
+    };
+    assert_eq!(wait::until("the end of traffic", again).code(), Some(128 + 15));
     leaks::nothing(&here.ns, &site.pins);
 
     let mut command = here.ns.command("nohup");

@@ -31,7 +31,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     accounting::ident::{GroupError, Groups},
     config::{Checks, Config},
-    daemon::{Messages, can_be_drawn_over},
+    daemon::Messages,
     meter::{devices::Wanted, ebpf::DEFAULT_PINS, proxy::Address},
     state,
 };
@@ -223,8 +223,6 @@ fn log_to_stderr(global: &Global, run: Option<&run::Args>) -> Messages {
                 && io::stderr().is_terminal()
         }
     };
-    // Under a table each is cut to the width of the terminal, of which colours have none.
-    let ansi = ansi && !(run.is_some() && can_be_drawn_over());
     let messages = Messages::default();
     let writer = messages.clone();
     tracing_subscriber::fmt()

@@ -55,7 +55,7 @@ pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,
 };
 pub(crate) use reload::{Fresh, Live, Reload, later};
-pub(crate) use screen::{Messages, can_be_drawn_over};
+pub(crate) use screen::Messages;
 pub(crate) use signals::Signals;
 use zero::period_begins;
 pub(crate) use zero::{Zeroed, is_known, zero};
@@ -368,7 +368,7 @@ struct Counting {
 
 impl Counting {
     fn new(settings: &Settings, state: State, books: Option<Books>) -> Self {
-        let redraw = settings.output == Output::Table && can_be_drawn_over();
+        let redraw = settings.output == Output::Table && screen::can_be_drawn_over();
         Self {
             host: settings.host.clone(),
             output: settings.output,

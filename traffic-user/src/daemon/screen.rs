@@ -9,6 +9,8 @@ use std::{
 
 use unicode_width::UnicodeWidthChar as _;
 
+use crate::accounting::ident::escaped;
+
 /// So many messages are kept.
 const KEPT: usize = 3;
 /// For so long a message stands under the table.
@@ -21,7 +23,7 @@ pub(super) fn size() -> (usize, usize) {
 }
 
 /// Whether stdout is a terminal on which the cursor can be moved.
-pub(crate) fn can_be_drawn_over() -> bool {
+pub(super) fn can_be_drawn_over() -> bool {
     io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
@@ -54,13 +56,26 @@ impl Messages {
     }
 }
 
+/// A line without colours, and with nothing else that a terminal obeys.
+fn plain(line: &str) -> String {
+    let mut text = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("\x1b[") {
+        text.push_str(before);
+        let end = after.find(|char: char| !char.is_ascii_digit() && char != ';');
+        rest = end.and_then(|end| after[end..].strip_prefix('m')).unwrap_or(after);
+    }
+    text.push_str(rest);
+    escaped(&text)
+}
+
 impl io::Write for Messages {
     /// A message that stderr does not take is no reason to stop counting.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for line in String::from_utf8_lossy(bytes).lines() {
-            kept.push_back((Instant::now(), line.to_owned()));
-        }
+        // Each write is one message, of which the first line says what it is.
+        let text = String::from_utf8_lossy(bytes);
+        kept.extend(text.lines().next().map(|line| (Instant::now(), plain(line))));
         let over = kept.len().saturating_sub(KEPT);
         kept.drain(..over);
         drop(kept);
@@ -83,6 +98,12 @@ mod tests {
         assert_eq!(cut("a\nb\n", usize::MAX, usize::MAX), "a\nb\n");
         assert_eq!(cut("a\nb\n", 1, 80), "a\n");
         assert_eq!(cut("\u{6d41}\u{91cf}\u{8a08}x\n", 3, 5), "\u{6d41}\u{91cf}\n");
+    }
+
+    #[test]
+    fn under_a_table_a_message_has_neither_colours_nor_orders() {
+        assert_eq!(plain("\x1b[33m WARN\x1b[0m it is \x1b[1;31mlate\x1b[0m"), " WARN it is late");
+        assert_eq!(plain("device=e\x1b[2J\tx\x1b"), "device=e2J\\tx\\u{1b}");
     }
 
     #[test]

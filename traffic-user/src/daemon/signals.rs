@@ -36,13 +36,15 @@ impl Signals {
         } else {
             None
         };
-        exit_at_second()?;
-        Ok(Self {
+        let signals = Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup,
             reloads,
-        })
+        };
+        // Last: a signal that it took and the loop did not would be the first of two.
+        exit_at_second()?;
+        Ok(signals)
     }
 
     /// The next one.
@@ -74,7 +76,8 @@ fn is_ignored(kind: SignalKind) -> bool {
 const ONE_WISH: Duration = Duration::from_secs(1);
 
 /// Ends the process at once when it is told to stop a second time: the loop may wait for a reader of its output that
-/// never comes back. A thread of its own, because the loop's is the one that waits.
+/// never comes back. A thread of its own, because the loop's is the one that waits; and without a word, which the
+/// same reader may not take.
 fn exit_at_second() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut interrupt, mut terminate) = {
@@ -90,7 +93,6 @@ fn exit_at_second() -> io::Result<()> {
                 else => return,
             };
             if first.get_or_insert_with(Instant::now).elapsed() >= ONE_WISH {
-                tracing::warn!("ended at once: `traffic clean` takes off what may be left");
                 exit_at_once(128 + kind.as_raw_value());
             }
         }

@@ -114,6 +114,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn users_of_the_host_are_known_by_their_map() {
+        assert!(maps_all_users("         0          0 4294967295\n"));
+        for own in ["         0       1000          1\n", "", "0 0 65536\n0 100000 65536\n"] {
+            assert!(!maps_all_users(own), "{own:?}");
+        }
+    }
+
+    #[test]
     fn sys_admin_stands_for_the_newer_capabilities() {
         assert_eq!(missing(0), ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"]);
         assert_eq!(missing(1 << 12), ["CAP_BPF", "CAP_PERFMON"]);

@@ -77,7 +77,7 @@ impl Lock {
     /// # Errors
     ///
     /// [`MeterError::Busy`] when another daemon has it, [`MeterError::Denied`] without the rights,
-    /// [`MeterError::File`] when it cannot be made.
+    /// [`MeterError::Foreign`] when somebody else's file is there, [`MeterError::File`] when it cannot be made.
     pub fn of_this_netns(books: Option<&Path>) -> Result<Self, MeterError> {
         let lock = Self::of_netns(netns()?)?;
         if let Some(books) = books.and_then(|books| std::path::absolute(books).ok()) {
@@ -158,9 +158,15 @@ fn content(mut file: &File) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    let number = text.lines().next().unwrap_or_default().trim();
-    let ours = number.bytes().all(|byte| byte.is_ascii_digit()) && text.lines().count() <= 2;
-    Ok(ours.then_some(text))
+    Ok(is_of_a_lock(&text).then_some(text))
+}
+
+fn is_of_a_lock(text: &str) -> bool {
+    // What a loss of power leaves of a file that was just written.
+    let text = text.trim_matches('\0');
+    let (number, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    text.is_empty() || (is_number && (rest.is_empty() || rest.starts_with('/')))
 }
 
 fn foreign(path: &Path, reason: &str) -> MeterError {
@@ -227,6 +233,16 @@ pub fn netns() -> Result<u64, MeterError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_in_a_lock_of_ours_is_a_number_and_perhaps_a_folder() {
+        for ours in ["", "\0\0\0\0", "812\n", "812\n/var/lib/traffic\n", "812\n/a\nb\n", "812"] {
+            assert!(is_of_a_lock(ours), "{ours:?}");
+        }
+        for theirs in ["precious\n", "\nprecious", "812 x\n", "812\nprecious\n", "root:x:0:0\n"] {
+            assert!(!is_of_a_lock(theirs), "{theirs:?}");
+        }
+    }
 
     #[test]
     fn who_holds_a_lock_is_told_by_the_kernel() {

@@ -120,11 +120,9 @@ fn take_over_programs(
     left: &Left,
     done: &mut Vec<Handover>,
 ) -> Result<(), MeterError> {
-    // Nothing would be taken over of those that may not be looked at.
     let pinned = match Pinned::open(&left.pins) {
-        Err(MeterError::Denied { .. } | MeterError::Foreign { .. }) if !left.persist => {
-            return Ok(());
-        }
+        // Of pins nothing would be taken over, whatever is there.
+        Err(_) if !left.persist => None,
         pinned => pinned?,
     };
     match pinned {

@@ -8,6 +8,7 @@ use std::{
     io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -54,6 +55,26 @@ struct OnDevice {
     made_qdisc: bool,
 }
 
+/// A device that could not be attached to.
+#[derive(Debug)]
+struct Refused {
+    /// What was told of it.
+    why: String,
+    tries: u32,
+    last: Instant,
+}
+
+/// After so many tries a device has to wait: trying itself makes news of the device.
+const TRIES: u32 = 3;
+/// For so long.
+const WAIT: Duration = Duration::from_secs(1);
+
+impl Refused {
+    fn waits(&self) -> bool {
+        self.tries >= TRIES && self.last.elapsed() < WAIT
+    }
+}
+
 /// Everything that is attached.
 #[derive(Debug)]
 pub(super) struct Attachments {
@@ -68,8 +89,8 @@ pub(super) struct Attachments {
     missed: bool,
     /// Why, as far as it was not told yet.
     losses: Vec<String>,
-    /// Devices that could not be attached to, with the reason that was told.
-    refused: BTreeMap<u32, String>,
+    /// Devices that could not be attached to.
+    refused: BTreeMap<u32, Refused>,
 }
 
 impl Attachments {
@@ -138,14 +159,13 @@ impl Attachments {
         lost
     }
 
-    /// Whether something does not stand any more of which no news comes: links, unlike filters, end without
-    /// any. One whose device has gone away is not lost, and of that there will be news.
+    /// Whether there is something to put on of which no news comes: links, unlike filters, end without any, and
+    /// what was refused is tried again. A link whose device has gone away is not lost, and of that there will be
+    /// news.
     pub(super) fn is_lost(&self) -> bool {
-        self.hook == Hook::Tcx
-            && self
-                .devices
-                .values()
-                .any(|on| !self.stands(on) && devices::is_there(on.device.index))
+        let is_off = |on: &OnDevice| !self.stands(on) && devices::is_there(on.device.index);
+        self.refused.values().any(|refused| !refused.waits())
+            || (self.hook == Hook::Tcx && self.devices.values().any(is_off))
     }
 
     fn stands(&self, on: &OnDevice) -> bool {
@@ -192,6 +212,9 @@ impl Attachments {
                     errors.push(error);
                 }
             }
+            if self.refused.get(&device.index).is_some_and(Refused::waits) {
+                continue;
+            }
             match self.put_on(ebpf, device) {
                 Ok(on) => {
                     self.refused.remove(&device.index);
@@ -199,10 +222,14 @@ impl Attachments {
                 }
                 Err(error) => {
                     let why = chain(&error);
-                    if self.refused.get(&device.index) == Some(&why) {
+                    let before = self.refused.get(&device.index);
+                    let is_known = before.is_some_and(|before| before.why == why);
+                    let tries = before.map_or(1, |before| before.tries.saturating_add(1));
+                    let refused = Refused { why, tries, last: Instant::now() };
+                    self.refused.insert(device.index, refused);
+                    if is_known {
                         continue;
                     }
-                    self.refused.insert(device.index, why);
                     // Of a device that the programs do not understand nothing was promised.
                     let understood = !matches!(error, MeterError::LinkType { .. });
                     if understood && devices::is_there(device.index) {
@@ -424,7 +451,11 @@ pub(super) fn counted(
     let mut found = Vec::new();
     for device in present {
         let counted = match hook {
-            Hook::Tcx => links.join(format!("tcx_{}_in", device.index)).exists(),
+            Hook::Tcx => {
+                let path = links.join(format!("tcx_{}_in", device.index));
+                path.exists()
+                    && Link::open(&path).map_or(true, |link| stands_on(&link, device.index))
+            }
             Hook::Tc => clsact::filters(device.index)?.iter().any(clsact::Filter::is_ours),
             Hook::Cgroup => false,
         };

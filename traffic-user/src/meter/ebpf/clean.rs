@@ -14,11 +14,13 @@ use crate::meter::{devices::Facts, error::MeterError, lock};
 /// namespace counts with them; or what the kernel says: what could be removed before is removed.
 pub fn clean(folder: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
     let pins = Pins::new(folder);
-    if pins.exist()? && !Maps::is_begun(&pins.maps()) && Maps::described(&pins.maps()).is_none() {
-        return Err(MeterError::Foreign {
-            path: pins.maps(),
-            reason: "META does not begin with our mark".into(),
-        });
+    // What may not be looked at, or is not whole, has our names.
+    if pins.exist()?
+        && !Maps::is_begun(&pins.maps())
+        && Maps::described(&pins.maps()).is_none()
+        && let Err(foreign @ MeterError::Foreign { .. }) = Maps::pinned(&pins.maps())
+    {
+        return Err(foreign);
     }
     // The caller has the lock of this namespace, and the pins may be those of a daemon in another one.
     let _other = match pins.exist()?.then(|| Maps::described(&pins.maps())).flatten() {

@@ -83,6 +83,11 @@ impl Link {
         sys::target_of(self.fd.as_fd()).map(|target| (target != 0).then_some(target))
     }
 
+    /// Whether it is a link at all, at a device or cgroup: one that was opened under a name of ours.
+    pub(super) fn is_of_a_kind_of_ours(&self) -> bool {
+        sys::is_link(self.fd.as_fd()) && self.target().is_ok()
+    }
+
     /// Whether it is at the device that has this number in this network namespace. A device takes its links with
     /// it into another one, where they count on.
     pub(super) fn is_at_device(&self, device: u32) -> io::Result<bool> {

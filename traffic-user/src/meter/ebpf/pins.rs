@@ -139,7 +139,7 @@ impl Pins {
             };
             names.sort();
             for path in names {
-                if !self.is_ours(&path) || is_of_others(&path) {
+                if !self.is_ours(&path) || self.is_of_others(&path) {
                     continue;
                 }
                 said.push(format!("pin {}", path.display()));
@@ -169,6 +169,23 @@ impl Pins {
         }
     }
 
+    /// Whether what is pinned under a name of ours is nothing that we pin. What may not be looked at is ours by its
+    /// name.
+    fn is_of_others(&self, path: &Path) -> bool {
+        // Names of filters: see `attach/adopt`.
+        if path.is_symlink() {
+            return false;
+        }
+        if path.starts_with(self.links()) {
+            return Link::open(path).is_ok_and(|link| !link.is_of_a_kind_of_ours());
+        }
+        let name = path.file_name().and_then(|name| name.to_str());
+        match MapData::from_pin(path) {
+            Ok(map) => map.info().is_ok_and(|info| info.name_as_str() != name),
+            Err(error) => !load::denied(&error),
+        }
+    }
+
     /// Puts the set in `next` in the place of the one in `maps`.
     pub(super) fn promote_next(&self) -> Result<(), MeterError> {
         let (from, to) = (self.next(), self.maps());
@@ -188,26 +205,6 @@ impl Pins {
             path: from,
             cause,
         })
-    }
-}
-
-/// Whether what is pinned under a name of ours is nothing that we pin. What may not be looked at has our name.
-fn is_of_others(path: &Path) -> bool {
-    if path.is_symlink() {
-        return false;
-    }
-    let name = path.file_name().and_then(|name| name.to_str());
-    match MapData::from_pin(path) {
-        Ok(map) => {
-            name.is_some_and(|name| maps::PINNED.contains(&name))
-                && map.info().is_ok_and(|info| info.name_as_str() != name)
-        }
-        Err(error) if load::denied(&error) => false,
-        // No map: a link of ours says where it is.
-        Err(_) => {
-            !path.parent().is_some_and(|folder| folder.ends_with("links"))
-                || Link::open(path).is_ok_and(|link| link.target().is_err())
-        }
     }
 }
 

@@ -90,8 +90,8 @@ pub(super) fn create_link(
     flags: u32,
 ) -> io::Result<OwnedFd> {
     let program = program.as_raw_fd().cast_unsigned();
-    let attr = LinkCreateAttr { program, target, attach_type, flags };
-    let fd = bpf(BPF_LINK_CREATE, &attr)?;
+    let mut attr = LinkCreateAttr { program, target, attach_type, flags };
+    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: the kernel made this descriptor for this call; nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -100,8 +100,8 @@ pub(super) fn create_link(
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let fd = object.as_raw_fd().cast_unsigned();
-    let attr = ObjectAttr { path: path.as_ptr() as u64, fd, flags: 0 };
-    bpf(BPF_OBJ_PIN, &attr).map(drop)
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd, flags: 0 };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// `bpf_attr` of `BPF_PROG_QUERY` at a device.
@@ -125,13 +125,19 @@ const MOST_AT_TCX: usize = 64;
 
 fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
-    let attr = InfoAttr {
+    let mut attr = InfoAttr {
         fd: link.as_raw_fd().cast_unsigned(),
         length: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
-        info: (&raw mut info).addr() as u64,
+        info: (&raw mut info).expose_provenance() as u64,
     };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
+}
+
+/// Whether a descriptor is that of a link. What [`info_of`] says of a map looks the same.
+pub(super) fn is_link(object: BorrowedFd<'_>) -> bool {
+    let file = format!("/proc/self/fdinfo/{}", object.as_raw_fd());
+    std::fs::read_to_string(file).is_ok_and(|text| text.contains("link_type:"))
 }
 
 /// Whether a tcx link is at the device that has this number in this network namespace. The link itself tells the
@@ -142,20 +148,20 @@ pub(super) fn is_at_device(link: BorrowedFd<'_>, device: u32) -> io::Result<bool
         return Ok(false);
     }
     let (mut programs, mut links) = ([0_u32; MOST_AT_TCX], [0_u32; MOST_AT_TCX]);
-    let attr = QueryAttr {
+    let mut attr = QueryAttr {
         device,
         attach_type,
         query_flags: 0,
         attach_flags: 0,
-        programs: programs.as_mut_ptr().addr() as u64,
+        programs: programs.as_mut_ptr().expose_provenance() as u64,
         count: u32::try_from(MOST_AT_TCX).unwrap_or(0),
         padding: 0,
         program_flags: 0,
-        links: links.as_mut_ptr().addr() as u64,
+        links: links.as_mut_ptr().expose_provenance() as u64,
         link_flags: 0,
         revision: 0,
     };
-    match bpf(BPF_PROG_QUERY, &attr) {
+    match bpf(BPF_PROG_QUERY, &mut attr) {
         Ok(_) => Ok(links.contains(&id)),
         // There is no such device, or nothing at it.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
@@ -183,15 +189,15 @@ pub(super) fn target_of(link: BorrowedFd<'_>) -> io::Result<u64> {
 /// Takes the program of a link off its place at once, whoever else holds the link. A kernel before 5.9
 /// does not know how.
 pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = LinkDetachAttr { link: link.as_raw_fd().cast_unsigned() };
-    bpf(BPF_LINK_DETACH, &attr).map(drop)
+    let mut attr = LinkDetachAttr { link: link.as_raw_fd().cast_unsigned() };
+    bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
 /// Opens what is pinned at `path`.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-    let fd = bpf(BPF_OBJ_GET, &attr)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
     // SAFETY: the kernel made this descriptor for this call; nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -199,13 +205,13 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 /// Puts `program` in the place of the one that `link` runs. Every packet is seen by exactly one of
 /// the two.
 pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = LinkUpdateAttr {
+    let mut attr = LinkUpdateAttr {
         link: link.as_raw_fd().cast_unsigned(),
         program: program.as_raw_fd().cast_unsigned(),
         flags: 0,
         old_program: 0,
     };
-    bpf(BPF_LINK_UPDATE, &attr).map(drop)
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// The cookie of this thread's network namespace, which no other one gets before the next boot.
@@ -237,9 +243,9 @@ pub(super) fn wait_for_running_programs() {
     }
 }
 
-fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<i32> {
-    // SAFETY: `attr` is the part of `bpf_attr` that the command reads, with its size; the paths
-    // that it points to outlive the call.
+fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: `attr` is the part of `bpf_attr` that the command reads and writes, with its size; what it
+    // points to outlives the call, and is ours to be written where the kernel does.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
     i32::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)
 }

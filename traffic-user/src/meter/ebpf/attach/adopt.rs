@@ -159,7 +159,7 @@ impl Attachments {
                     Some(libc::ENOENT) => {}
                     _ => {
                         return Err(MeterError::Attach {
-                            target: path.display().to_string(),
+                            target: shown(&path.display().to_string()),
                             hook: "cgroup",
                             cause: cause(error),
                         });
