@@ -168,20 +168,40 @@ fn read_all(pipe: Option<impl std::io::Read + Send + 'static>) -> JoinHandle<Str
 
 /// A child that does not outlive its test.
 #[derive(Debug)]
-struct Running(Child);
+pub struct Running(Child);
 
 impl Running {
+    /// One that was started.
+    pub fn of(child: Child) -> Self {
+        Self(child)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().cast_signed())
+    }
+
     fn spawn(command: &mut Command) -> Self {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         Self(child.expect("start traffic"))
     }
 
-    fn ended(&mut self) -> Option<ExitStatus> {
+    /// How it ended, if it has.
+    ///
+    /// # Panics
+    ///
+    /// Never: it is a child of ours.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
         self.0.try_wait().expect("look after a child")
     }
 
+    /// Waits for its end.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
     #[track_caller]
-    fn wait(&mut self) -> ExitStatus {
+    pub fn wait(&mut self) -> ExitStatus {
         wait::until("the end of traffic", || self.ended())
     }
 }
@@ -249,7 +269,7 @@ impl Daemon {
 
     /// Its process.
     pub fn pid(&self) -> Pid {
-        Pid::from_raw(self.running.0.id().cast_signed())
+        self.running.pid()
     }
 
     /// What it has written to stderr until now.

@@ -228,6 +228,8 @@ fn a_link_that_went_to_another_namespace_with_its_device_is_not_taken_for_one_of
     pair.send(5);
     daemon.stop();
     let index = pair.here.index();
+    // With the namespace of its peer the device would go, and its links with it.
+    let _peer = pair.there.ns.clone();
     pair.here.ns.ip(&format!("link set eth0 netns {}", elsewhere.path()));
     // A pair of the same numbers.
     let (host, other) = (pair.here.ns.clone(), NetNs::new().without_ipv6());
@@ -238,6 +240,8 @@ fn a_link_that_went_to_another_namespace_with_its_device_is_not_taken_for_one_of
     pair.send(5);
     assert_eq!(pair.dump().text("coverage"), "gap");
 
+    let ours = ["eth0 in tcx traffic_eth_in", "eth0 out tcx traffic_eth_out"];
+    assert_eq!(leaks::attached(&elsewhere), ours);
     let mut daemon = pair.start(&persist);
     daemon.counts_on(&["eth1"]);
     assert_eq!(leaks::attached(&elsewhere), Vec::<String>::new());

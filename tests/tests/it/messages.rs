@@ -1,21 +1,12 @@
 //! What is said to people while it counts: that it can be read, and that nothing depends on whether it is.
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    process::{Child, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{fs, io::Read as _, os::unix::fs::symlink, process::Stdio, thread, time::Duration};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use traffic_tests::{
-    daemon::{Daemon, Site},
+    daemon::{Daemon, Running, Site},
     device::{Device, veth},
-    document::Traffic,
+    document::{Document, Traffic},
     leaks, load, need,
     netns::NetNs,
     terminal::Terminal,
@@ -29,15 +20,6 @@ fn host() -> (Device, Device) {
     veth((&host, "eth0"), (&other, "eth0"), 1)
 }
 
-fn ends(mut running: Child) -> Option<i32> {
-    let ended = || running.try_wait().expect("look after it");
-    wait::until("the end of traffic", ended).code()
-}
-
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(child.id().cast_signed())
-}
-
 #[test]
 fn a_message_stands_under_the_table_that_is_drawn_over_it() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
@@ -45,7 +27,7 @@ fn a_message_stands_under_the_table_that_is_drawn_over_it() {
     let mut command =
         site.traffic(&here.ns, &[&TABLE[..], &["--meter", "tc", "--interval", "200ms"]].concat());
     command.stdout(terminal.end()).stderr(terminal.end()).env("TERM", "xterm");
-    let running = command.spawn().expect("start traffic");
+    let mut running = Running::of(command.spawn().expect("start traffic"));
     drop(command);
     let counts = || leaks::attached(&here.ns).len() == 3;
     wait::until("filters", || counts().then_some(()));
@@ -53,8 +35,8 @@ fn a_message_stands_under_the_table_that_is_drawn_over_it() {
     here.ns.sh(&["tc", "qdisc", "del", "dev", "eth0", "clsact"]);
     wait::until("filters again", || counts().then_some(()));
     thread::sleep(Duration::from_millis(500));
-    kill(pid(&running), Signal::SIGINT).expect("stop it");
-    assert_eq!(ends(running), Some(0));
+    kill(running.pid(), Signal::SIGINT).expect("stop it");
+    assert_eq!(running.wait().code(), Some(0));
     let shown = terminal.shown();
     // What is on the screen in the end: all since the cursor was at its first line.
     let last = shown.rsplit("\x1b[H").next().expect("the last table");
@@ -75,7 +57,9 @@ fn a_stderr_that_takes_nothing_ends_nothing() {
     stderr.stdout(Stdio::null()).stderr(writer.try_clone().expect("another end"));
     assert_eq!(stderr.status().expect("start traffic").code(), Some(2));
     command.stdout(Stdio::piped()).stderr(writer);
-    let running = command.spawn().expect("start traffic");
+    let mut child = command.spawn().expect("start traffic");
+    let mut stdout = child.stdout.take().expect("a pipe was asked for");
+    let mut running = Running::of(child);
     wait::until("filters", || (leaks::attached(&here.ns).len() == 3).then_some(()));
     let (client, server) = (load::udp(&there, false, 40_000), load::udp(&here, false, 5000));
     for _ in 0..5 {
@@ -87,11 +71,11 @@ fn a_stderr_that_takes_nothing_ends_nothing() {
     for _ in 0..5 {
         load::datagram(&client, &server, 72);
     }
-    kill(pid(&running), Signal::SIGTERM).expect("stop it");
-    let output = running.wait_with_output().expect("its end");
-    assert_eq!(output.status.code(), Some(0));
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    let last = traffic_tests::document::Document::parse(text.lines().last().expect("a document"));
+    kill(running.pid(), Signal::SIGTERM).expect("stop it");
+    assert_eq!(running.wait().code(), Some(0));
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).expect("read documents");
+    let last = Document::parse(text.lines().last().expect("a document"));
     assert_eq!((last.group("5000"), last.text("coverage")), (Traffic::input(1000, 10), "gap"));
     leaks::nothing(&here.ns, &site.pins);
 }
@@ -104,14 +88,14 @@ fn signals_that_hurry_the_start_leave_nothing_and_are_no_errors() {
     for delay in (10..410).step_by(20) {
         let mut command = site.traffic(&here.ns, &[&TABLE[..], &["--output", "json"]].concat());
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let running = command.spawn().expect("start traffic");
+        let mut running = Running::of(command.spawn().expect("start traffic"));
         thread::sleep(Duration::from_millis(delay));
         for _ in 0..3 {
-            kill(pid(&running), Signal::SIGTERM).expect("stop it");
+            kill(running.pid(), Signal::SIGTERM).expect("stop it");
             thread::sleep(Duration::from_millis(2));
         }
         // Before it listens, a signal ends it as any program.
-        match ends(running) {
+        match running.wait().code() {
             Some(0) => stopped += 1,
             code => assert_eq!(code, None, "after {delay} ms"),
         }
@@ -129,18 +113,18 @@ fn a_second_wish_to_stop_ends_one_whose_reader_has_stopped_and_one_under_nohup_g
     let (_reader, writer) = std::io::pipe().expect("a pipe");
     // Both to a reader that does not read.
     command.stderr(writer.try_clone().expect("another end")).stdout(writer);
-    let mut running = command.spawn().expect("start traffic");
+    let mut running = Running::of(command.spawn().expect("start traffic"));
     drop(command);
     // More than a pipe holds.
     let waits = || {
-        let file = format!("/proc/{}/wchan", running.id());
+        let file = format!("/proc/{}/wchan", running.pid());
         fs::read_to_string(file).is_ok_and(|text| text.contains("pipe")).then_some(())
     };
     wait::until("the pipe to be full", waits);
     let again = || {
-        kill(pid(&running), Signal::SIGTERM).expect("stop it");
+        kill(running.pid(), Signal::SIGTERM).expect("stop it");
         thread::sleep(Duration::from_millis(300));
-        running.try_wait().expect("look after it")
+        running.ended()
     };
     assert_eq!(wait::until("the end of traffic", again).code(), Some(128 + 15));
     leaks::nothing(&here.ns, &site.pins);
