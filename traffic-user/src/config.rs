@@ -7,7 +7,9 @@ mod settings;
 mod values;
 
 use std::{
-    fmt, fs, io,
+    fmt,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -148,6 +150,20 @@ impl fmt::Display for Lines<'_> {
     }
 }
 
+/// Longer than 65,535 groups with their names.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// The text of a file, which may be a pipe, but no endless one.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST_BYTES {
+        let what = format!("longer than {} MiB: is it the right file?", MOST_BYTES >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    Ok(text)
+}
+
 impl Config {
     /// Reads the file at `path`; without one, [`DEFAULT_CONFIG`] where it is there.
     ///
@@ -159,7 +175,7 @@ impl Config {
             Some(path) => (path, true),
             None => (Path::new(DEFAULT_CONFIG), false),
         };
-        match fs::read_to_string(path) {
+        match read(path) {
             Ok(text) => Self::parse(&text, checks)
                 .map_err(|mistakes| ConfigError::Wrong { path: path.into(), mistakes }),
             Err(error) if !named && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -323,16 +339,17 @@ fn meter(name: &str) -> Result<Option<MeterKind>, String> {
 mod tests {
     use super::*;
 
+    const CHECKS: Checks = Checks {
+        most_groups: 10,
+        iface: |globs| {
+            let wrong = globs.iter().any(|glob| glob.contains('['));
+            if wrong { Err("no glob".into()) } else { Ok(()) }
+        },
+        api: |place| if place.contains(':') { Ok(()) } else { Err("no place".into()) },
+    };
+
     fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
-        let checks = Checks {
-            most_groups: 10,
-            iface: |globs| {
-                let wrong = globs.iter().any(|glob| glob.contains('['));
-                if wrong { Err("no glob".into()) } else { Ok(()) }
-            },
-            api: |place| if place.contains(':') { Ok(()) } else { Err("no place".into()) },
-        };
-        Config::parse(text, checks)
+        Config::parse(text, CHECKS)
     }
 
     #[test]
@@ -434,6 +451,13 @@ mod tests {
         for key in ["cgroup", "pins", "state"] {
             wrong(&format!("{key} = ''"), &[(1, "name a folder")]);
         }
+    }
+
+    #[test]
+    fn a_file_without_end_is_not_read_to_it() {
+        let error = Config::load(Some(Path::new("/dev/zero")), CHECKS).unwrap_err();
+        let ConfigError::Read { cause, .. } = error else { panic!("{error}") };
+        assert!(cause.to_string().contains("longer than 16 MiB"), "{cause}");
     }
 
     #[test]

@@ -54,6 +54,8 @@ fn a_list_of_ports_that_cannot_be_counted_is_refused_with_its_reason() {
         ("0", "`0` is not a port: ports are 1 to 65535"),
         ("70000", "`70000` is not a port"),
         ("-1", "unexpected argument"),
+        ("80-", "`80-` is not whole"),
+        ("+80", "`+80` is not whole"),
         ("9-3", "`9-3` is the wrong way round"),
         ("443,443", "`443` and `443` both count tcp port 443"),
         ("400-450/udp,443", "both count udp port 443"),

@@ -198,6 +198,9 @@ pub enum GroupError {
     /// Not a number, or out of range.
     #[error("`{0}` is not a port: ports are 1 to 65535")]
     Port(String),
+    /// Nothing on one side of the `-` of a range, or of a `+`.
+    #[error("`{0}` is not whole: write ports on both sides of its `-` or `+`")]
+    Half(String),
     /// The first port is above the last.
     #[error("`{0}` is the wrong way round: write the smaller port first")]
     Backwards(String),
@@ -391,6 +394,9 @@ impl FromStr for Group {
         };
         if ports.is_empty() {
             return Err(GroupError::Empty);
+        }
+        if ports.split(['+', '-']).any(str::is_empty) {
+            return Err(GroupError::Half(shown(ports)));
         }
         let ranges = ports.split('+').map(range).collect::<Result<Vec<_>, _>>()?;
         Self::new(ranges, transport, name)
