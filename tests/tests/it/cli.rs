@@ -292,6 +292,17 @@ fn a_kernel_without_bpf_or_cgroup2_is_named_and_rules_count_there() {
     assert!(why.contains("no bpf() system call"), "{document}");
     leaks::nothing(&host, &site.pins);
 
+    // Such a kernel has no bpffs either.
+    let no_bpffs = "umount --lazy /sys/fs/bpf && exec setpriv --bounding-set -sys_admin \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", no_bpffs, "sh"];
+    let mut command = through(&site, &host, &wrapper, &[&run[..], &["--persist"]].concat());
+    seccomp::without_bpf(&mut command);
+    let answer = Answer::of(&mut command);
+    assert_eq!(answer.json()["meter"], "nft", "{}", answer.stderr);
+    let cleaned = site.run(&host, &["clean"]);
+    assert_eq!(cleaned.code, Some(0), "{}", cleaned.stderr);
+    leaks::nothing(&host, &site.pins);
+
     let unmounted = "umount --lazy --all-targets /sys/fs/cgroup && exec \"$@\"";
     let wrapper = ["unshare", "--mount", "sh", "-c", unmounted, "sh"];
     let args = [&run[..], &["--meter", "cgroup"]].concat();

@@ -381,10 +381,10 @@ impl FromStr for Group {
     type Err = GroupError;
 
     fn from_str(text: &str) -> Result<Self, GroupError> {
-        let text = text.trim();
+        // A name is taken as it stands: the proxy's tags may begin or end with blanks.
         let (what, name) = match text.split_once('=') {
-            Some((what, name)) => (what, Some(name.to_owned())),
-            None => (text, None),
+            Some((what, name)) => (what.trim(), Some(name.to_owned())),
+            None => (text.trim(), None),
         };
         let (ports, transport) = match what.split_once('/') {
             None => (what, Transport::Both),
@@ -511,7 +511,7 @@ impl Groups {
         if count > limit {
             return Err(GroupError::TooMany { found: count, limit });
         }
-        Self::new(entries.map(str::parse).collect::<Result<_, _>>()?, limit)
+        Self::new(entries.map(|entry| entry.trim().parse()).collect::<Result<_, _>>()?, limit)
     }
 
     /// These and, from `more`, every group that is not counted yet.

@@ -155,8 +155,9 @@ pub(crate) async fn run(
                     notify.reloading();
                     refused = None;
                     let (proxy, books) = (proxy.as_mut(), counting.books.as_mut());
-                    notify.note(reload::reload(&mut settings, &mut meter, proxy, books, &mut refused));
-                    pending.forget();
+                    notify.note(reload::reload(
+                        &mut settings, &mut meter, proxy, books, &mut refused, &mut pending,
+                    ));
                     follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
                     // At once: what changed is to be seen.
                     ticks = every(settings.interval);
@@ -198,7 +199,14 @@ pub(crate) async fn run(
         }
         if refused.is_some() {
             let (proxy, books) = (proxy.as_mut(), counting.books.as_mut());
-            notify.note(reload::reload(&mut settings, &mut meter, proxy, books, &mut refused));
+            notify.note(reload::reload(
+                &mut settings,
+                &mut meter,
+                proxy,
+                books,
+                &mut refused,
+                &mut pending,
+            ));
             if refused.is_none() {
                 follow(&mut meter, &choose(&facts, &settings.wanted), false)?;
                 ticks = every(settings.interval);

@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 
 use anyhow::Result;
 
-use super::{Books, Proxy, ProxyPlace, Settings};
+use super::{Books, Proxy, ProxyPlace, Settings, pending::Pending};
 use crate::{
     accounting::ident::Groups,
     config::Config,
@@ -57,13 +57,15 @@ pub(crate) fn later(before: &Config, now: &Config) -> Vec<&'static str> {
 }
 
 /// Reads the configuration again and puts it into force. Gives what should be known about it. `refused` is
-/// why the meter does not take its groups: then it is to be tried again, and is said once.
+/// why the meter does not take its groups: then it is to be tried again, and is said once. Groups that are
+/// `pending` are among those that come into force, or stay pending.
 pub(super) fn reload(
     settings: &mut Settings,
     meter: &mut Meter,
     proxy: Option<&mut Proxy>,
     books: Option<&mut Books>,
     refused: &mut Option<String>,
+    pending: &mut Pending,
 ) -> Option<String> {
     let read = settings.reload.as_ref().map(|reload| (reload.0)())?;
     let outcome = read.and_then(|Fresh { live, later }| {
@@ -71,6 +73,9 @@ pub(super) fn reload(
         Ok(later)
     });
     let before = refused.take();
+    if outcome.is_ok() {
+        pending.forget();
+    }
     match outcome {
         Ok(later) if later.is_empty() => {
             tracing::info!("the configuration was read again");

@@ -1,27 +1,21 @@
 //! Which devices carry the host's traffic, and news of changes. Facts come over netlink; the choice
 //! among them ([`choose`]) is pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+mod events;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::TryStreamExt as _;
 use globset::{Glob, GlobMatcher};
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
-    RouteNetlinkMessage,
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteAttribute, RouteMessage, RouteType},
-    tc::TcAttribute,
 };
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
-use tokio::{task::JoinHandle, time::timeout};
+use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::{
-    error::{MeterError, cause},
-    netlink,
-};
+pub use events::Events;
+
+use super::{error::MeterError, netlink};
 use crate::accounting::{reading::Traffic, relay::DeviceReading};
 
 /// Bytes of an Ethernet header.
@@ -270,24 +264,32 @@ fn counted(device: &Device, message: &LinkMessage) -> Option<DeviceReading> {
 }
 
 async fn facts(handle: &Handle) -> Result<Facts, rtnetlink::Error> {
+    Ok(Facts { devices: devices(handle).await?, default_routes: default_routes(handle).await? })
+}
+
+async fn devices(handle: &Handle) -> Result<Vec<Device>, rtnetlink::Error> {
     let mut links = handle.link().get().execute();
     let mut devices = Vec::new();
     while let Some(message) = links.try_next().await? {
         devices.extend(device(&message));
     }
     devices.sort_unstable_by_key(|device| device.index);
-    let mut default_routes = BTreeSet::new();
+    Ok(devices)
+}
+
+async fn default_routes(handle: &Handle) -> Result<BTreeSet<u32>, rtnetlink::Error> {
+    let mut found = BTreeSet::new();
     let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
     for family in [v4, v6] {
         let mut routes = handle.route().get(family).execute();
         while let Some(route) = routes.try_next().await? {
             if is_default(&route) {
-                default_routes.extend(outputs(&route));
+                found.extend(outputs(&route));
             }
         }
     }
-    Ok(Facts { devices, default_routes })
+    Ok(found)
 }
 
 fn device(message: &LinkMessage) -> Option<Device> {
@@ -357,7 +359,8 @@ fn link_kind(layer: LinkLayerType) -> LinkKind {
         | LinkLayerType::Tunnel
         | LinkLayerType::Tunnel6
         | LinkLayerType::Sit
-        | LinkLayerType::Ipgre => LinkKind::Bare,
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre => LinkKind::Bare,
         other => LinkKind::Other(other.into()),
     }
 }
@@ -379,114 +382,6 @@ fn outputs(route: &RouteMessage) -> Vec<u32> {
         }
     }
     found
-}
-
-/// Messages that follow one another so closely are of one event.
-const TOGETHER: Duration = Duration::from_millis(5);
-/// However many follow, news is not held back for longer.
-const HELD_BACK: Duration = Duration::from_millis(20);
-
-type Messages = futures_channel::mpsc::UnboundedReceiver<(
-    NetlinkMessage<RouteNetlinkMessage>,
-    rtnetlink::sys::SocketAddr,
-)>;
-
-/// News of devices, default routes and filters of this network namespace.
-#[derive(Debug)]
-pub struct Events {
-    news: futures_channel::mpsc::UnboundedReceiver<Result<Facts, MeterError>>,
-    tasks: [JoinHandle<()>; 2],
-}
-
-impl Events {
-    /// Listens from now on. Needs a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`MeterError::Netlink`].
-    pub fn listen() -> Result<Self, MeterError> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Tc,
-        ];
-        let (connection, handle, messages) =
-            new_multicast_connection(&groups).map_err(|error| MeterError::Netlink {
-                doing: "listen for changes of devices",
-                cause: cause(error),
-            })?;
-        // A task of its own: whoever waits for news may stop waiting at any time, and none is lost.
-        let (sender, news) = futures_channel::mpsc::unbounded();
-        let watch = async move {
-            let mut messages = messages;
-            while changed(&mut messages).await {
-                let news = facts(&handle).await.map_err(|error| MeterError::Netlink {
-                    doing: "list devices and routes",
-                    cause: cause(error),
-                });
-                if sender.unbounded_send(news).is_err() {
-                    break;
-                }
-            }
-        };
-        Ok(Self { news, tasks: [tokio::spawn(connection), tokio::spawn(watch)] })
-    }
-
-    /// Waits until something changed, and gives the new facts. `None` when the kernel closed the
-    /// connection. Nothing is lost when the wait is given up.
-    ///
-    /// # Errors
-    ///
-    /// [`MeterError::Netlink`].
-    pub async fn next(&mut self) -> Result<Option<Facts>, MeterError> {
-        self.news.next().await.transpose()
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
-/// Waits for a change and what belongs to it. False when the connection is closed.
-async fn changed(messages: &mut Messages) -> bool {
-    loop {
-        match messages.next().await {
-            None => return false,
-            Some((message, _)) if matters(&message) => break,
-            Some(_) => {}
-        }
-    }
-    let more = async { while let Ok(Some(_)) = timeout(TOGETHER, messages.next()).await {} };
-    // Routes that change all the time do not hold a device up.
-    let _ = timeout(HELD_BACK, more).await;
-    true
-}
-
-/// Routers change thousands of routes a second; only default ones are ours.
-fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    match &message.payload {
-        NetlinkPayload::InnerMessage(inner) => match inner {
-            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-                is_default(route)
-            }
-            RouteNetlinkMessage::NewLink(_)
-            | RouteNetlinkMessage::DelLink(_)
-            | RouteNetlinkMessage::DelQueueDiscipline(_)
-            | RouteNetlinkMessage::DelTrafficFilter(_) => true,
-            // One can be put in the place of ours.
-            RouteNetlinkMessage::NewTrafficFilter(filter) => filter
-                .attributes
-                .iter()
-                .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == "bpf")),
-            _ => false,
-        },
-        // The socket's buffer ran over: anything may have changed.
-        NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => true,
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -139,3 +139,24 @@ fn a_reload_is_tried_again_until_its_ports_are_watched() {
         site.run(&lab.host, &["clean"]);
     }
 }
+
+#[test]
+fn a_broken_configuration_drops_no_change_that_waits() {
+    needs!();
+    let (meter, broken) = CASES[0];
+    let (site, lab) = (Site::new(), Lab::new());
+    let tools = Tools::new(&site);
+    let (config, proxy) = (site.state.join("traffic.toml"), site.state.join("proxy.json"));
+    fs::write(&proxy, proxy_config(5000)).expect("write a config");
+    let text = format!("proxy_config = {:?}\nmeter = \"{meter}\"\n", proxy.display().to_string());
+    fs::write(&config, text).expect("write a configuration");
+    let path = config.to_str().expect("a path of ours is text");
+    let daemon = start(&site, &lab, &tools, &["--persist", "--config", path]);
+    tools.breaks(broken);
+    fs::write(&proxy, proxy_config(6000)).expect("write a config");
+    daemon.says("the groups cannot be changed");
+    fs::write(&config, "ports = 'none'\n").expect("write a configuration");
+    daemon.signal(Signal::SIGHUP);
+    refused_then_made(&lab, &tools, broken, daemon, "the last good one stays");
+    site.run(&lab.host, &["clean"]);
+}

@@ -146,7 +146,8 @@ impl Attachments {
                     lost.insert(device.index);
                 }
                 Some(_) => {}
-                None if self.adopted => {
+                // Of one that the programs do not understand nothing was promised.
+                None if self.adopted && program_for(device, Side::Input).is_ok() => {
                     self.lose(format!(
                         "nothing counted on {} since the last run",
                         shown(&device.name)
@@ -565,8 +566,15 @@ fn stands_at(link: &Link, number: u64) -> bool {
     }
 }
 
+/// Whether filters of ours are on both sides of a device. A kernel that does not say is believed.
 fn filters_stand(index: u32) -> bool {
-    clsact::filters(index).is_ok_and(|filters| {
-        Side::BOTH.iter().all(|side| filters.iter().any(|f| f.side == *side && f.is_ours()))
-    })
+    match clsact::filters(index) {
+        Ok(filters) => {
+            Side::BOTH.iter().all(|side| filters.iter().any(|f| f.side == *side && f.is_ours()))
+        }
+        Err(error) => {
+            tracing::debug!(error = chain(&error), "a device does not say which filters it has");
+            true
+        }
+    }
 }

@@ -69,7 +69,7 @@ pub(super) fn filters(index: u32) -> Result<Vec<Filter>, MeterError> {
                 Side::Output => handle.traffic_filter(index).get().egress(),
             };
             let mut messages = request.execute();
-            while let Some(message) = messages.try_next().await? {
+            while let Some(message) = messages.try_next().await.or_else(none_without_support)? {
                 let header = &message.header;
                 // Old kernels answer a question about one side with the filters of both.
                 if header.index != index
@@ -103,6 +103,16 @@ pub(super) fn filters(index: u32) -> Result<Vec<Filter>, MeterError> {
     })
 }
 
+/// A kernel that was built without filters or queueing disciplines has none.
+fn none_without_support<T>(error: rtnetlink::Error) -> Result<Option<T>, rtnetlink::Error> {
+    match error {
+        rtnetlink::Error::NetlinkError(error) if error.raw_code().abs() == libc::EOPNOTSUPP => {
+            Ok(None)
+        }
+        error => Err(error),
+    }
+}
+
 /// What is in the one place of a device where clsact can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -119,7 +129,7 @@ pub(super) fn place(index: u32) -> Result<Place, MeterError> {
     netlink::ask("list the queueing disciplines of a device", |handle| async move {
         let mut qdiscs = handle.qdisc().get().index(index.cast_signed()).execute();
         let mut found = Place::Free;
-        while let Some(message) = qdiscs.try_next().await? {
+        while let Some(message) = qdiscs.try_next().await.or_else(none_without_support)? {
             // Old kernels answer with the qdiscs of all devices.
             if message.header.index != index.cast_signed() {
                 continue;
@@ -160,6 +170,8 @@ pub(super) fn free_priority(filters: &[Filter], side: Side) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::ErrorMessage;
+
     use super::*;
 
     #[test]
@@ -168,6 +180,17 @@ mod tests {
         let filters = [filter(1), filter(2), filter(4)];
         assert_eq!(free_priority(&filters, Side::Input), 3);
         assert_eq!(free_priority(&filters, Side::Output), 2);
+    }
+
+    #[test]
+    fn a_kernel_without_filters_has_none() {
+        let answer = |code: i32| {
+            let mut message = ErrorMessage::default();
+            message.code = std::num::NonZeroI32::new(-code);
+            none_without_support::<()>(rtnetlink::Error::NetlinkError(message))
+        };
+        assert!(matches!(answer(libc::EOPNOTSUPP), Ok(None)));
+        assert!(answer(libc::EPERM).is_err());
     }
 
     #[test]

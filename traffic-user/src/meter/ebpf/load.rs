@@ -77,12 +77,14 @@ pub(super) fn object(parameters: Parameters<'_>) -> Result<Ebpf, MeterError> {
         if denied(&error) {
             return not_allowed("create the eBPF maps", &host::missing_capabilities(), limit());
         }
-        if says(&error, &[libc::ENOSYS]) {
-            let reason = "this kernel has no bpf() system call (CONFIG_BPF_SYSCALL)".to_owned();
-            return MeterError::Unsupported { feature: "counting with eBPF", reason };
-        }
-        MeterError::Object(cause(error))
+        if says(&error, &[libc::ENOSYS]) { no_bpf() } else { MeterError::Object(cause(error)) }
     })
+}
+
+/// What is said where the kernel was built without any of it.
+pub(super) fn no_bpf() -> MeterError {
+    let reason = "this kernel has no bpf() system call (CONFIG_BPF_SYSCALL)".to_owned();
+    MeterError::Unsupported { feature: "counting with eBPF", reason }
 }
 
 /// Why the kernel does not permit it: a capability, or where none is missing the limit that kernels before

@@ -143,6 +143,10 @@ impl EbpfMeter {
     }
 
     fn fresh(options: &Options, pins: &Pins, groups: &Groups) -> Result<Self, MeterError> {
+        // Before its file system, which is missed there as well.
+        if !sys::has_bpf() {
+            return Err(load::no_bpf());
+        }
         if options.persist {
             pins.prepare()?;
         }

@@ -12,6 +12,8 @@ use std::{
 };
 
 const BPF_OBJ_PIN: libc::c_int = 6;
+/// None of those that there are or will be.
+const NO_COMMAND: libc::c_int = -1;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
@@ -241,6 +243,11 @@ pub(super) fn wait_for_running_programs() {
     if result != 0 {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+}
+
+/// Whether this kernel has `bpf()` at all. One that has it may still refuse all that is asked.
+pub(super) fn has_bpf() -> bool {
+    !bpf(NO_COMMAND, &mut 0_u32).is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS))
 }
 
 fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<i32> {

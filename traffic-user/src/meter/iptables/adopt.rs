@@ -4,11 +4,11 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{
     Family, IptablesMeter, Known, Last, MeterError, NAME, Side, Totals, Values, installed,
-    rules::{self, Counting, Note, Ours},
+    rules::{Counting, Note, Ours},
     tool::Tool,
 };
 use crate::accounting::{
-    ident::Groups,
+    ident::{Group, Groups},
     reading::{Direction, Lane, Snapshot},
 };
 
@@ -27,7 +27,7 @@ impl IptablesMeter {
         let mut texts = HashSet::new();
         for (text, watched) in installed::texts_of(found) {
             if texts.insert(text.as_str())
-                && let Some(group) = rules::group(text)
+                && let Ok(group) = text.parse::<Group>()
             {
                 known.push(Known { group: Arc::new(group), text: text.clone(), watched });
             }
@@ -91,7 +91,7 @@ fn values_when(given: &Totals, ours: &Ours, now: Values) -> Values {
         total.at(rule.tcp, rule.direction)
     };
     let before = |rule: &Counting| {
-        let alone = rules::group(&rule.group).is_some_and(|group| group.ranges() == rule.ranges);
+        let alone = rule.group.parse().is_ok_and(|group: Group| group.ranges() == rule.ranges);
         let (given, carried) = (of(given, rule), of(&carried, rule));
         let bytes = u64::try_from(given.0 - carried.0).ok();
         let packets = u64::try_from(given.1 - carried.1).ok();

@@ -7,7 +7,7 @@ use super::{
     rules::{self, Counting, NOTE, Note, Ours},
     tool::{self, Tool},
 };
-use crate::accounting::ident::shown;
+use crate::accounting::ident::{Group, shown};
 
 /// Takes off all of ours, in both back ends and both families. Gives a line for each thing; with
 /// `dry_run` only says them.
@@ -66,7 +66,7 @@ pub(in crate::meter) fn is_anything_here() -> bool {
 ///
 /// As [`clean`].
 pub fn clean_port(port: u16, dry_run: bool) -> Result<Vec<String>, MeterError> {
-    let with_it = |text: &str| rules::group(text).filter(|group| group.has(port));
+    let with_it = |text: &str| text.parse().ok().filter(|group: &Group| group.has(port));
     each(dry_run, |tool, ours| {
         let (mut lines, mut stays) = (Vec::new(), Vec::new());
         let mut seen = HashSet::new();

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{
     Last, MeterError, Window, host, nanoseconds,
-    rules::{self, CHAINS, Note, Ours},
+    rules::{CHAINS, Note, Ours},
     snapshot,
     tool::{self, Tool},
     totals,
@@ -60,7 +60,7 @@ impl Installed {
         let mut texts = HashSet::new();
         for (text, watched) in texts_of(&found) {
             if texts.insert(text)
-                && let Some(group) = rules::group(text)
+                && let Ok(group) = text.parse::<Group>()
             {
                 known.push((Arc::new(group), text.clone(), watched));
             }

@@ -115,19 +115,9 @@ impl Counting {
             }
         }
         let group = group?;
-        self::group(&group)?;
+        group.parse::<Group>().ok()?;
         Some(Self { direction, tcp: tcp?, ranges: ranges?, group })
     }
-}
-
-/// The group that a comment names. Its name is taken as it stands, with blanks at its ends.
-pub(super) fn group(text: &str) -> Option<Group> {
-    let (what, name) = match text.split_once('=') {
-        Some((what, name)) => (what, Some(name.to_owned())),
-        None => (text, None),
-    };
-    let group: Group = what.parse().ok()?;
-    Group::new(group.ranges().to_vec(), group.transport(), name).ok()
 }
 
 /// Whether it is TCP; else it is UDP.
@@ -425,7 +415,7 @@ impl Ours {
         } else if let Some(carry) = Carry::read(text) {
             self.carries.last_mut()?.1 = carry;
         } else {
-            group(text)?;
+            text.parse::<Group>().ok()?;
             self.carries.push((text.clone(), Carry::default()));
         }
         Some(())

@@ -248,15 +248,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_name_of_a_group_comes_back(name in "[^,\\p{Cc}]{1,60}", first in 1u16..60000, more in 0u16..5000) {
+        fn any_name_of_a_group_comes_back(name in " ?[^,\\p{Cc}]{1,60} ?", first in 1u16..60000, more in 0u16..5000) {
             let range = PortRange::new(first, first.saturating_add(more)).unwrap();
             let Ok(group) = Group::new(vec![range], Transport::Tcp, Some(name)) else { return Ok(()) };
             let groups = Groups::new(vec![group], 1).unwrap();
             let about = about("").watching(&groups);
-            // A name that cannot be read again would make the table unreadable.
-            if about.entries[0].group.to_string().parse::<Group>().as_ref() == Ok(&about.entries[0].group) {
-                prop_assert_eq!(read(&about.comments()), Some(about));
-            }
+            prop_assert_eq!(read(&about.comments()), Some(about));
         }
 
         #[test]

@@ -1,0 +1,220 @@
+//! News of devices, default routes and filters.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures_util::StreamExt as _;
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{RouteNetlinkMessage, tc::TcAttribute};
+use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
+use tokio::{task::JoinHandle, time::timeout};
+
+use super::{Facts, default_routes, devices, is_default, is_there};
+use crate::meter::error::{MeterError, cause};
+
+/// Messages that follow one another so closely are of one event.
+const TOGETHER: Duration = Duration::from_millis(5);
+/// However many follow, news is not held back for longer.
+const HELD_BACK: Duration = Duration::from_millis(20);
+/// A look that failed is repeated after so long, whatever comes.
+const AGAIN: Duration = Duration::from_secs(1);
+/// So often a list of devices is asked for that leaves out one that is there.
+const LISTS: u32 = 5;
+
+type Message = NetlinkMessage<RouteNetlinkMessage>;
+type Messages = futures_channel::mpsc::UnboundedReceiver<(Message, rtnetlink::sys::SocketAddr)>;
+
+/// News of devices, default routes and filters of this network namespace.
+#[derive(Debug)]
+pub struct Events {
+    news: futures_channel::mpsc::UnboundedReceiver<Result<Facts, MeterError>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Events {
+    /// Listens from now on. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`].
+    pub fn listen() -> Result<Self, MeterError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Tc,
+        ];
+        let (connection, handle, mut messages) =
+            new_multicast_connection(&groups).map_err(|error| MeterError::Netlink {
+                doing: "listen for changes of devices",
+                cause: cause(error),
+            })?;
+        // A task of its own: whoever waits for news may stop waiting at any time, and none is lost.
+        let (sender, news) = futures_channel::mpsc::unbounded();
+        let watch = async move {
+            let mut view = View { handle, facts: Facts::default() };
+            let mut failed = view.look(Changed::Routes).await.is_err();
+            loop {
+                let change = changed(&mut messages, &view.facts.default_routes);
+                let change = match timeout(if failed { AGAIN } else { Duration::MAX }, change).await
+                {
+                    Ok(None) => break,
+                    // What was missed before is not in the news.
+                    _ if failed => Changed::Routes,
+                    Ok(Some(change)) => change,
+                    Err(_) => continue,
+                };
+                let looked = view.look(change).await.map_err(|error| MeterError::Netlink {
+                    doing: "list devices and routes",
+                    cause: cause(error),
+                });
+                let is_known = failed && looked.is_err();
+                failed = looked.is_err();
+                if !is_known && sender.unbounded_send(looked).is_err() {
+                    break;
+                }
+            }
+        };
+        Ok(Self { news, tasks: [tokio::spawn(connection), tokio::spawn(watch)] })
+    }
+
+    /// Waits until something changed, and gives the new facts. `None` when the kernel closed the
+    /// connection. Nothing is lost when the wait is given up.
+    ///
+    /// # Errors
+    ///
+    /// [`MeterError::Netlink`] when they cannot be had, which is told once: they are news as soon as they can.
+    pub async fn next(&mut self) -> Result<Option<Facts>, MeterError> {
+        self.news.next().await.transpose()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// What was seen last.
+struct View {
+    handle: Handle,
+    facts: Facts,
+}
+
+impl View {
+    async fn look(&mut self, changed: Changed) -> Result<Facts, rtnetlink::Error> {
+        let mut found = devices(&self.handle).await?;
+        for _ in 1..LISTS {
+            // On kernels before 6.9 a device that goes away while they are listed takes another off the list.
+            let missed = self.facts.devices.iter().any(|before| {
+                !found.iter().any(|device| device.index == before.index) && is_there(before.index)
+            });
+            if !missed {
+                break;
+            }
+            found = devices(&self.handle).await?;
+        }
+        self.facts.devices = found;
+        if changed == Changed::Routes {
+            self.facts.default_routes = default_routes(&self.handle).await?;
+        }
+        Ok(self.facts.clone())
+    }
+}
+
+/// What is to be looked at again. A router has a million routes, and lists them all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Changed {
+    /// Devices or filters.
+    Devices,
+    /// Default routes as well.
+    Routes,
+}
+
+/// Waits for a change and what belongs to it. `None` when the connection is closed.
+async fn changed(messages: &mut Messages, default_routes: &BTreeSet<u32>) -> Option<Changed> {
+    let mut change = loop {
+        let (message, _) = messages.next().await?;
+        if let Some(change) = change_of(&message, default_routes) {
+            break change;
+        }
+    };
+    let more = async {
+        while let Ok(Some((message, _))) = timeout(TOGETHER, messages.next()).await {
+            change = change.max(change_of(&message, default_routes).unwrap_or(change));
+        }
+    };
+    // Routes that change all the time do not hold a device up.
+    let _ = timeout(HELD_BACK, more).await;
+    Some(change)
+}
+
+/// Routers change thousands of routes a second; only default ones are ours.
+fn change_of(message: &Message, default_routes: &BTreeSet<u32>) -> Option<Changed> {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(inner) => match inner {
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                is_default(route).then_some(Changed::Routes)
+            }
+            // A device that goes down takes its routes with it, and of IPv4 not a word is said.
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+                let has_route = default_routes.contains(&link.header.index);
+                Some(if has_route { Changed::Routes } else { Changed::Devices })
+            }
+            RouteNetlinkMessage::DelQueueDiscipline(_)
+            | RouteNetlinkMessage::DelTrafficFilter(_) => Some(Changed::Devices),
+            // One can be put in the place of ours.
+            RouteNetlinkMessage::NewTrafficFilter(filter) => filter
+                .attributes
+                .iter()
+                .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == "bpf"))
+                .then_some(Changed::Devices),
+            _ => None,
+        },
+        // The socket's buffer ran over: anything may have changed.
+        NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => Some(Changed::Routes),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NetlinkHeader;
+    use netlink_packet_route::{
+        link::LinkMessage,
+        route::{RouteMessage, RouteType},
+    };
+
+    use super::*;
+
+    #[track_caller]
+    fn check(message: RouteNetlinkMessage, change: Option<Changed>) {
+        let payload = NetlinkPayload::InnerMessage(message);
+        let message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        assert_eq!(change_of(&message, &BTreeSet::from([3])), change);
+    }
+
+    fn link(index: u32) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link
+    }
+
+    fn route(prefix: u8) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.destination_prefix_length = prefix;
+        route.header.kind = RouteType::Unicast;
+        route
+    }
+
+    #[test]
+    fn routes_are_listed_for_news_of_default_routes_and_their_devices_alone() {
+        use RouteNetlinkMessage::{DelLink, DelRoute, NewLink, NewRoute};
+        check(NewRoute(route(24)), None);
+        check(NewRoute(route(0)), Some(Changed::Routes));
+        check(DelRoute(route(1)), Some(Changed::Routes));
+        check(NewLink(link(4)), Some(Changed::Devices));
+        check(DelLink(link(4)), Some(Changed::Devices));
+        check(NewLink(link(3)), Some(Changed::Routes));
+        check(DelLink(link(3)), Some(Changed::Routes));
+    }
+}
