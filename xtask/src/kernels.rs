@@ -83,7 +83,7 @@ const ALL: [Kernel; 5] = [
 /// Modules that no test can do without.
 const NEEDED: [&str; 5] = ["veth", "tun", "8021q", "sch_ingress", "cls_bpf"];
 /// Modules that are taken if the kernel has them.
-const WELCOME: [&str; 26] = [
+const WELCOME: [&str; 27] = [
     "act_bpf",
     "bonding",
     "bridge",
@@ -105,6 +105,7 @@ const WELCOME: [&str; 26] = [
     "nft_redir",
     "sch_fq",
     "sch_htb",
+    "vrf",
     "wireguard",
     "xt_REDIRECT",
     "xt_comment",

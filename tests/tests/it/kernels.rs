@@ -9,7 +9,7 @@ use traffic_tests::{
 };
 
 /// Checks of any kernel.
-const GENERAL: [&str; 4] = ["system", "doctor", "ingress", "auto"];
+const GENERAL: [&str; 5] = ["system", "doctor", "ingress", "vrf", "auto"];
 /// Checks at a hook of a device.
 const AT_A_DEVICE: [&str; 8] =
     ["udp", "udp segments", "tcp", "vlan", "tun", "stop", "kill", "persist"];

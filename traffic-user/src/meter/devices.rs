@@ -53,6 +53,9 @@ pub struct Device {
     pub master: Option<u32>,
     /// Whether it is the host's own loopback.
     pub loopback: bool,
+    /// Whether it is a VRF: its parts carry what its sockets send and get, and it nothing but what they send
+    /// one another.
+    pub vrf: bool,
 }
 
 /// All devices, and which of them a default route uses.
@@ -114,11 +117,11 @@ pub struct Choice {
 /// Chooses the devices to count on, so that no byte passes two of them.
 ///
 /// A VLAN or macvlan on a chosen device is left out, because each of its frames passes that one too, however
-/// many stand in between; so is a bridge or bond whose port is one. A part of a chosen bridge, bond or VRF is
-/// left out, because the whole sees what this host sends and receives.
+/// many stand in between; so is a bridge or bond whose port is one. A part of a chosen bridge or bond is left
+/// out, because the whole sees what this host sends and receives. A chosen VRF stands for its parts.
 pub fn choose(facts: &Facts, wanted: &Wanted) -> Choice {
     let mut choice = Choice::default();
-    let chosen: BTreeMap<u32, &Device> = match wanted {
+    let mut chosen: BTreeMap<u32, &Device> = match wanted {
         Wanted::DefaultRoutes => facts
             .devices
             .iter()
@@ -145,6 +148,15 @@ pub fn choose(facts: &Facts, wanted: &Wanted) -> Choice {
             chosen
         }
     };
+    let vrfs: Vec<&Device> = chosen.values().copied().filter(|device| device.vrf).collect();
+    for vrf in vrfs {
+        chosen.remove(&vrf.index);
+        choice
+            .left_out
+            .push((vrf.name.clone(), "its parts carry what it sends and gets".to_owned()));
+        let parts = facts.devices.iter().filter(|device| device.master == Some(vrf.index));
+        chosen.extend(parts.map(|device| (device.index, device)));
+    }
     // One that is left out already hides nobody, so that of two that hide one another one stays.
     let mut left: BTreeMap<u32, String> = BTreeMap::new();
     for index in chosen.keys() {
@@ -323,7 +335,8 @@ fn device(message: &LinkMessage) -> Option<Device> {
                 | InfoKind::IpVtap
         )
     );
-    let link = link_kind(header.link_layer_type);
+    let vrf = kind == Some(InfoKind::Vrf);
+    let link = link_kind(header.link_layer_type, header.flags.contains(LinkFlags::Pointopoint));
     let link_header = match link {
         LinkKind::Ethernet if vlan => ETHERNET_HEADER + VLAN_TAG,
         LinkKind::Ethernet => ETHERNET_HEADER,
@@ -347,11 +360,14 @@ fn device(message: &LinkMessage) -> Option<Device> {
         carrier: lower.filter(|_| rides && !elsewhere),
         master,
         loopback: header.flags.contains(LinkFlags::Loopback),
+        vrf,
     })
 }
 
-fn link_kind(layer: LinkLayerType) -> LinkKind {
+fn link_kind(layer: LinkLayerType, to_one: bool) -> LinkKind {
     match layer {
+        // Without a far end of its own each packet begins with the outer header.
+        LinkLayerType::Ipgre | LinkLayerType::Ip6gre if !to_one => LinkKind::Other(layer.into()),
         LinkLayerType::Ether | LinkLayerType::Loopback => LinkKind::Ethernet,
         LinkLayerType::None
         | LinkLayerType::Ppp
@@ -398,6 +414,7 @@ mod tests {
             carrier: None,
             master: None,
             loopback: name == "lo",
+            vrf: false,
         }
     }
 
@@ -470,6 +487,31 @@ mod tests {
         let apart =
             facts(vec![device(2, "eth0"), carried(3, "eth0.5", 2), carried(4, "eth0.6", 2)], &[]);
         check(&apart, &["eth0.*"], &["eth0.5", "eth0.6"], &[]);
+    }
+
+    #[test]
+    fn a_vrf_stands_for_its_parts() {
+        let vrf = Device { vrf: true, ..device(4, "red") };
+        let part = |index, name| Device { master: Some(4), ..device(index, name) };
+        let all = vec![part(2, "eth0"), part(3, "eth1"), vrf, device(5, "eth2")];
+        // The route of the main table leads to the VRF, that of its own table to a part.
+        check(&facts(all.clone(), &[2, 4]), &[], &["eth0", "eth1"], &["red"]);
+        check(&facts(all.clone(), &[2]), &[], &["eth0"], &[]);
+        check(&facts(all.clone(), &[]), &["red"], &["eth0", "eth1"], &["red"]);
+        check(&facts(all, &[]), &["*"], &["eth0", "eth1", "eth2"], &["red"]);
+        let bridge = Device { master: Some(4), ..device(3, "br0") };
+        let port = Device { master: Some(3), ..device(2, "eth0") };
+        let vrf = Device { vrf: true, ..device(4, "red") };
+        check(&facts(vec![port, bridge, vrf], &[4]), &[], &["br0"], &["red"]);
+    }
+
+    #[test]
+    fn a_gre_device_begins_with_ip_where_it_leads_to_one_place() {
+        for layer in [LinkLayerType::Ipgre, LinkLayerType::Ip6gre] {
+            assert_eq!(link_kind(layer, true), LinkKind::Bare);
+            assert_eq!(link_kind(layer, false), LinkKind::Other(layer.into()));
+        }
+        assert_eq!(link_kind(LinkLayerType::None, false), LinkKind::Bare);
     }
 
     #[test]

@@ -128,6 +128,38 @@ pub(crate) fn vlan(hook: &str) {
     }
 }
 
+/// A device that is a part of a VRF, to which a default route leads: what enters passes the part alone.
+pub(crate) fn vrf() {
+    const COUNT: u64 = 100;
+    let pair = Pair::new();
+    let (server, client) = (&pair.server, &pair.client);
+    server.ns.ip(&format!(
+        "link add red type vrf table 10\nlink set red up\nlink set eth0 master red\n\
+         route add default via {} dev eth0 table 10\nroute add default dev red\n",
+        client.ip(false)
+    ));
+    for asked in [&[][..], &["red"], &["*"]] {
+        let site = Site::new();
+        let mut args = vec!["--ports", WATCHED];
+        asked.iter().for_each(|device| args.extend(["--iface", device]));
+        let mut daemon = site.start(&server.ns, &args);
+        daemon.counts_on(&["eth0"]);
+        let from = SocketAddr::new(client.ip(false), 0);
+        let socket = client.ns.run(|| UdpSocket::bind(from)).expect("bind a UDP socket");
+        for _ in 0..COUNT {
+            let sent = socket.send_to(&[1; 172], (server.ip(false), PORT)).expect("send");
+            assert_eq!(sent, 172);
+        }
+        let wanted = Traffic::input(COUNT * (20 + 8 + 172), COUNT);
+        daemon.wait_for("all datagrams", |document| {
+            (document.lane(WATCHED, "udp4").input_packets >= COUNT).then_some(())
+        });
+        let seen = daemon.stop();
+        assert_eq!(seen.lane(WATCHED, "udp4"), wanted, "{asked:?}");
+        assert_eq!(seen.text("coverage"), "complete");
+    }
+}
+
 /// A device without a link header.
 pub(crate) fn tun(hook: &str) {
     let ns = NetNs::new();

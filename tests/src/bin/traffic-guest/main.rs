@@ -69,6 +69,7 @@ fn main() -> ExitCode {
     report.check("system", system::prepare);
     report.check("doctor", doctor);
     report.check("ingress", beside_an_ingress_qdisc);
+    report.check("vrf", counting::vrf);
     let mut hook = None;
     report.check("auto", || hook = Some(auto()));
     if let Some(hook) = hook {

@@ -119,3 +119,32 @@ fn headers_outside_the_linear_part_of_a_buffer_are_counted_like_others() {
     assert_eq!(document.lane("4433", "udp6"), wanted[1]);
     leaks::nothing(&host, &site.pins);
 }
+
+#[test]
+fn a_device_that_begins_its_packets_otherwise_gets_the_program_for_them() {
+    need!(Root, Bpf, Object, Netns, Tun, Tool("ip"), Tool("tc"));
+    for meter in ["tcx", "tc"] {
+        let host = NetNs::new();
+        let tun = Tun::new(&host, "tun0", 1, false);
+        let site = Site::new();
+        let args = ["--iface", "tun0", "--ports", "4433/udp", "--meter", meter];
+        let mut daemon = site.start(&host, &args);
+        daemon.counts_on(&["tun0"]);
+        let to = SocketAddr::from((tun.device.ip(false), 4433));
+        let packet = craft::udp(SocketAddr::from((tun.peer(false), 50_000)), to, &[1; 100]);
+        tun.put(&packet);
+        // As a bond does when its first device joins.
+        tun.set_link_type(libc::ARPHRD_ETHER);
+        daemon.wait_for("another link header", |document| {
+            (document.0["devices"]["tun0"]["link_header"] == 14).then_some(())
+        });
+        daemon.says("begins its packets otherwise");
+        // The device takes what looks like IP: so does the address that this begins with.
+        tun.put(&craft::ethernet([2, 0, 0, 0, 0, 2], [0x42, 0, 0, 0, 0, 1], &packet));
+        let document = daemon.stop();
+        let counted = Traffic::input(2 * packet.len() as u64, 2);
+        assert_eq!(document.lane("4433", "udp4"), counted, "{meter}");
+        assert_eq!(document.text("coverage"), "gap", "{meter}");
+        leaks::nothing(&host, &site.pins);
+    }
+}

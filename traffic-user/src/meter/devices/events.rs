@@ -8,7 +8,7 @@ use netlink_packet_route::{RouteNetlinkMessage, tc::TcAttribute};
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::{task::JoinHandle, time::timeout};
 
-use super::{Facts, default_routes, devices, is_default, is_there};
+use super::{Facts, default_routes, devices, is_default, is_there, outputs};
 use crate::meter::error::{MeterError, cause};
 
 /// Messages that follow one another so closely are of one event.
@@ -52,18 +52,27 @@ impl Events {
         let (sender, news) = futures_channel::mpsc::unbounded();
         let watch = async move {
             let mut view = View { handle, facts: Facts::default() };
-            let mut failed = view.look(Changed::Routes).await.is_err();
+            let mut failed = view.look(true).await.is_err();
             loop {
                 let change = changed(&mut messages, &view.facts.default_routes);
                 let change = match timeout(if failed { AGAIN } else { Duration::MAX }, change).await
                 {
                     Ok(None) => break,
                     // What was missed before is not in the news.
-                    _ if failed => Changed::Routes,
+                    _ if failed => Change::of_routes(),
                     Ok(Some(change)) => change,
                     Err(_) => continue,
                 };
-                let looked = view.look(change).await.map_err(|error| MeterError::Netlink {
+                // At once: the list of all routes may be long, and packets do not wait.
+                if !change.added.is_subset(&view.facts.default_routes) {
+                    view.facts.default_routes.extend(&change.added);
+                    if let Ok(facts) = view.look(false).await
+                        && sender.unbounded_send(Ok(facts)).is_err()
+                    {
+                        break;
+                    }
+                }
+                let looked = view.look(change.routes).await.map_err(|error| MeterError::Netlink {
                     doing: "list devices and routes",
                     cause: cause(error),
                 });
@@ -101,7 +110,8 @@ struct View {
 }
 
 impl View {
-    async fn look(&mut self, changed: Changed) -> Result<Facts, rtnetlink::Error> {
+    /// Devices, and where they may have changed, `routes`.
+    async fn look(&mut self, routes: bool) -> Result<Facts, rtnetlink::Error> {
         let mut found = devices(&self.handle).await?;
         for _ in 1..LISTS {
             // On kernels before 6.9 a device that goes away while they are listed takes another off the list.
@@ -114,24 +124,36 @@ impl View {
             found = devices(&self.handle).await?;
         }
         self.facts.devices = found;
-        if changed == Changed::Routes {
+        if routes {
             self.facts.default_routes = default_routes(&self.handle).await?;
         }
         Ok(self.facts.clone())
     }
 }
 
-/// What is to be looked at again. A router has a million routes, and lists them all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Changed {
-    /// Devices or filters.
-    Devices,
-    /// Default routes as well.
-    Routes,
+/// What is to be looked at again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Change {
+    /// Default routes, too. A router has a million routes, and lists them all.
+    routes: bool,
+    /// Numbers of devices that got a default route.
+    added: BTreeSet<u32>,
+}
+
+impl Change {
+    /// Everything.
+    fn of_routes() -> Self {
+        Self { routes: true, ..Self::default() }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.routes |= other.routes;
+        self.added.extend(other.added);
+    }
 }
 
 /// Waits for a change and what belongs to it. `None` when the connection is closed.
-async fn changed(messages: &mut Messages, default_routes: &BTreeSet<u32>) -> Option<Changed> {
+async fn changed(messages: &mut Messages, default_routes: &BTreeSet<u32>) -> Option<Change> {
     let mut change = loop {
         let (message, _) = messages.next().await?;
         if let Some(change) = change_of(&message, default_routes) {
@@ -140,7 +162,7 @@ async fn changed(messages: &mut Messages, default_routes: &BTreeSet<u32>) -> Opt
     };
     let more = async {
         while let Ok(Some((message, _))) = timeout(TOGETHER, messages.next()).await {
-            change = change.max(change_of(&message, default_routes).unwrap_or(change));
+            change.join(change_of(&message, default_routes).unwrap_or_default());
         }
     };
     // Routes that change all the time do not hold a device up.
@@ -149,29 +171,30 @@ async fn changed(messages: &mut Messages, default_routes: &BTreeSet<u32>) -> Opt
 }
 
 /// Routers change thousands of routes a second; only default ones are ours.
-fn change_of(message: &Message, default_routes: &BTreeSet<u32>) -> Option<Changed> {
+fn change_of(message: &Message, default_routes: &BTreeSet<u32>) -> Option<Change> {
     match &message.payload {
         NetlinkPayload::InnerMessage(inner) => match inner {
-            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-                is_default(route).then_some(Changed::Routes)
+            RouteNetlinkMessage::NewRoute(route) if is_default(route) => {
+                Some(Change { routes: true, added: outputs(route).into_iter().collect() })
             }
+            RouteNetlinkMessage::DelRoute(route) if is_default(route) => Some(Change::of_routes()),
             // A device that goes down takes its routes with it, and of IPv4 not a word is said.
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-                let has_route = default_routes.contains(&link.header.index);
-                Some(if has_route { Changed::Routes } else { Changed::Devices })
+                let routes = default_routes.contains(&link.header.index);
+                Some(Change { routes, ..Change::default() })
             }
             RouteNetlinkMessage::DelQueueDiscipline(_)
-            | RouteNetlinkMessage::DelTrafficFilter(_) => Some(Changed::Devices),
+            | RouteNetlinkMessage::DelTrafficFilter(_) => Some(Change::default()),
             // One can be put in the place of ours.
             RouteNetlinkMessage::NewTrafficFilter(filter) => filter
                 .attributes
                 .iter()
                 .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == "bpf"))
-                .then_some(Changed::Devices),
+                .then(Change::default),
             _ => None,
         },
         // The socket's buffer ran over: anything may have changed.
-        NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => Some(Changed::Routes),
+        NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => Some(Change::of_routes()),
         _ => None,
     }
 }
@@ -181,15 +204,16 @@ mod tests {
     use netlink_packet_core::NetlinkHeader;
     use netlink_packet_route::{
         link::LinkMessage,
-        route::{RouteMessage, RouteType},
+        route::{RouteAttribute, RouteMessage, RouteType},
     };
 
     use super::*;
 
     #[track_caller]
-    fn check(message: RouteNetlinkMessage, change: Option<Changed>) {
+    fn check(message: RouteNetlinkMessage, routes: Option<bool>, added: &[u32]) {
         let payload = NetlinkPayload::InnerMessage(message);
         let message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        let change = routes.map(|routes| Change { routes, added: added.iter().copied().collect() });
         assert_eq!(change_of(&message, &BTreeSet::from([3])), change);
     }
 
@@ -203,18 +227,20 @@ mod tests {
         let mut route = RouteMessage::default();
         route.header.destination_prefix_length = prefix;
         route.header.kind = RouteType::Unicast;
+        route.attributes.push(RouteAttribute::Oif(7));
         route
     }
 
     #[test]
     fn routes_are_listed_for_news_of_default_routes_and_their_devices_alone() {
         use RouteNetlinkMessage::{DelLink, DelRoute, NewLink, NewRoute};
-        check(NewRoute(route(24)), None);
-        check(NewRoute(route(0)), Some(Changed::Routes));
-        check(DelRoute(route(1)), Some(Changed::Routes));
-        check(NewLink(link(4)), Some(Changed::Devices));
-        check(DelLink(link(4)), Some(Changed::Devices));
-        check(NewLink(link(3)), Some(Changed::Routes));
-        check(DelLink(link(3)), Some(Changed::Routes));
+        check(NewRoute(route(24)), None, &[]);
+        check(DelRoute(route(24)), None, &[]);
+        check(NewRoute(route(0)), Some(true), &[7]);
+        check(DelRoute(route(1)), Some(true), &[]);
+        check(NewLink(link(4)), Some(false), &[]);
+        check(DelLink(link(4)), Some(false), &[]);
+        check(NewLink(link(3)), Some(true), &[]);
+        check(DelLink(link(3)), Some(true), &[]);
     }
 }

@@ -135,6 +135,14 @@ impl Attachments {
         let mut lost = BTreeSet::new();
         for device in wanted {
             match self.devices.get(&device.index) {
+                // A bond has the kind of the first device that joins it.
+                Some(on) if on.device.link != device.link => {
+                    self.lose(format!(
+                        "{} begins its packets otherwise than before: those until now are not in groups",
+                        shown(&device.name)
+                    ));
+                    lost.insert(device.index);
+                }
                 // What went with its device is not lost, even when the news of that is still on its way.
                 Some(on) if !self.stands(on) && devices::is_there(device.index) => {
                     // Somebody took it off: put it back, and say so.

@@ -25,7 +25,7 @@ pub fn clean(folder: &Path, dry_run: bool) -> Result<Vec<String>, MeterError> {
     // The caller has the lock of this namespace, and the pins may be those of a daemon in another one.
     let _other = match pins.exist()?.then(|| Maps::described(&pins.maps())).flatten() {
         // One with our number and another cookie is gone, and its daemon too.
-        Some(meta) if !dry_run && namespace::inode(meta.netns) != lock::netns()? => {
+        Some(meta) if namespace::inode(meta.netns) != lock::netns()? => {
             Some(lock::Lock::of_netns(namespace::inode(meta.netns))?)
         }
         _ => None,

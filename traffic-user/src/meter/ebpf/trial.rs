@@ -77,6 +77,12 @@ fn try_hook(
 ///
 /// When not even the maps can be made.
 pub fn try_all(cgroup: Option<&Path>) -> Result<Vec<Trial<Hook>>, MeterError> {
+    // The kernel may be content with CAP_SYS_ADMIN where a run is not.
+    let missing = host::missing_capabilities();
+    if !missing.is_empty() {
+        let capability = missing.join(", ");
+        return Err(MeterError::Denied { doing: "count in the kernel", capability });
+    }
     let parameters = Parameters { hook: Hook::Cgroup, slots: 1, log: false, pins: None };
     let mut ebpf = load::object(parameters)?;
     load::all(&mut ebpf)?;
