@@ -42,6 +42,7 @@ const TOOLS: &[Tool] = &[
     tool("iptables", "iptables", "measured beside ours"),
     tool("v2ray", "v2ray", "the real proxy"),
     tool("qemu-system-x86_64", "qemu-system-x86", "other kernels"),
+    tool("systemd-analyze", "systemd", "the unit file; nothing is started"),
     tool("depmod", "kmod", "the order of their modules"),
     tool("xz", "xz-utils", "unpacking their modules"),
     tool("zstd", "zstd", "unpacking their modules"),

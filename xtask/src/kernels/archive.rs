@@ -124,6 +124,8 @@ impl<'a> Apt<'a> {
             // A list that cannot be read is an error and not a warning.
             "APT::Update::Error-Mode=any",
             "Acquire::Languages=none",
+            // A copy of the archive that was made weeks ago is signed as well, and has kernels to test on.
+            "Acquire::Check-Valid-Until=false",
             "Acquire::Retries=3",
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
             "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false",
