@@ -150,6 +150,16 @@ impl fmt::Display for Lines<'_> {
     }
 }
 
+impl ConfigError {
+    /// What to do about it; `None` where each mistake says it.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Read { .. } => Some("name a file of text that can be read with --config"),
+            Self::Wrong { .. } => None,
+        }
+    }
+}
+
 /// Longer than 65,535 groups with their names.
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -284,6 +294,10 @@ impl Config {
         if self.cgroup.is_some() && meter.is_some_and(|meter| meter != at_a_cgroup) {
             found.push(("cgroup", "goes with the meter cgroup, and another one is named"));
         }
+        if self.iface.is_some() && (self.cgroup.is_some() || meter == Some(at_a_cgroup)) {
+            let what = "does not go with the meter cgroup, which counts sockets wherever their packets pass";
+            found.push(("iface", what));
+        }
         found
     }
 }
@@ -355,7 +369,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let config = parse(
-            "ports = ['443=web', '8443/tcp']\niface = 'eth*'\nmeter = 'cgroup'\ncgroup = '/c'\n\
+            "ports = ['443=web', '8443/tcp']\nmeter = 'cgroup'\ncgroup = '/c'\n\
              interval = '10s'\noutput = 'none'\npersist = true\npins = '/p'\nstate = '/s'\n\
              ledger = false\nproxy = true\nproxy_config = ['/a', '/b']\napi = '[::1]:80'\n\
              time_zone = 'Asia/Shanghai'\nbilling_day = 31\ncounting = 'larger'\nunit = 'GB'\n\
@@ -363,9 +377,11 @@ mod tests {
         )
         .unwrap();
         let told: Vec<_> = config.settings().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(told, KEYS);
+        let without_iface: Vec<_> = KEYS.into_iter().filter(|key| *key != "iface").collect();
+        assert_eq!(told, without_iface);
         assert_eq!(config.ports.unwrap().len(), 2);
-        assert_eq!(config.iface.unwrap(), ["eth*"]);
+        // It does not go with a cgroup.
+        assert_eq!(parse("iface = 'eth*'").unwrap().iface.unwrap(), ["eth*"]);
         assert_eq!(config.meter, Some(Some(MeterKind::Ebpf(Hook::Cgroup))));
         assert_eq!(config.interval, Some(Duration::from_secs(10)));
         assert_eq!(config.persist, Some(true));
@@ -448,6 +464,9 @@ mod tests {
         assert_eq!(config.cgroup, Some("/c".into()));
         assert!(parse("cgroup = '/c'\nmeter = 'auto'\n").is_ok());
         wrong("meter = 'tcx'\ncgroup = '/c'\n", &[(2, "cgroup: goes with the meter cgroup")]);
+        wrong("iface = 'e*'\ncgroup = '/c'\n", &[(1, "iface: does not go with the meter cgroup")]);
+        wrong("meter = 'cgroup'\niface = 'e*'\n", &[(2, "iface: does not go with")]);
+        assert!(parse("iface = 'e*'\nmeter = 'tcx'\n").is_ok());
         for key in ["cgroup", "pins", "state"] {
             wrong(&format!("{key} = ''"), &[(1, "name a folder")]);
         }

@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use traffic_user::{cli, ledger::LedgerError, meter::MeterError};
+use traffic_user::{cli, config::ConfigError, ledger::LedgerError, meter::MeterError};
 
 /// 0 done; 1 done, and a limit or check is over; 2 could not.
 fn main() -> ExitCode {
@@ -14,12 +14,15 @@ fn main() -> ExitCode {
         // The reader went away, as in `traffic dump | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody may be left to read it.
-            let _ = writeln!(io::stderr(), "traffic: {error:#}");
+            // Nobody may be left to read it. Names of files and devices are whoever's who chose them.
+            let _ = writeln!(io::stderr(), "{}", cli::printable(&format!("traffic: {error:#}")));
             let remedy =
                 error.chain().find_map(|cause| match cause.downcast_ref::<LedgerError>() {
                     Some(ledger) => Some(ledger.remedy()),
-                    None => cause.downcast_ref::<MeterError>()?.remedy(),
+                    None => match cause.downcast_ref::<ConfigError>() {
+                        Some(config) => config.remedy().map(str::to_owned),
+                        None => cause.downcast_ref::<MeterError>()?.remedy(),
+                    },
                 });
             if let Some(remedy) = remedy {
                 let _ = writeln!(io::stderr(), "  remedy: {remedy}");

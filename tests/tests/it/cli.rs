@@ -4,7 +4,6 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use aya::maps::Array;
-use serde_json::Value;
 use traffic_tests::{
     daemon::{Answer, Site},
     device::{connect, pair, veth},
@@ -12,6 +11,8 @@ use traffic_tests::{
     netns::NetNs,
     seccomp,
 };
+
+use crate::schema::keeps_to;
 
 /// Asserts that `traffic` refuses, with every one of these pieces of text, and leaves nothing.
 #[track_caller]
@@ -389,24 +390,6 @@ fn nothing_to_dump_is_said_and_a_closed_pipe_is_no_error() {
     let answer = Answer::of(&mut shell);
     assert_eq!((answer.stdout.lines().count(), answer.stderr.as_str()), (1, "exit 0\n"));
     leaks::nothing(&host, &site.pins);
-}
-
-/// Asserts that a document keeps to `traffic-user/schema/NAME.schema.json`.
-#[track_caller]
-pub(crate) fn keeps_to(name: &str, document: &Value) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join(format!("../traffic-user/schema/{name}.schema.json"));
-    let schema: Value = serde_json::from_str(&fs::read_to_string(&file).expect("read a schema"))
-        .expect("a schema is JSON");
-    let validator = jsonschema::options()
-        .should_validate_formats(true)
-        .build(&schema)
-        .expect("a schema is one");
-    let errors: Vec<String> = validator
-        .iter_errors(document)
-        .map(|error| format!("{}: {error}", error.instance_path()))
-        .collect();
-    assert!(errors.is_empty(), "{name}: {errors:?}\n{document}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 use traffic_tests::daemon::{Answer, binary};
 
-use crate::cli::keeps_to;
+use crate::schema::keeps_to;
 
 /// A file of its own for each test, which goes with it.
 struct File(PathBuf);

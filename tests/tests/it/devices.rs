@@ -22,6 +22,7 @@ const WHOLE: u64 = 100;
 /// The promise: packets that are sent so long after a device has appeared are counted.
 const AT_ONCE: Duration = Duration::from_millis(100);
 /// Another program may have both processors for a while, so the promise is looked at more than once.
+const LEAST_TRIALS: usize = 3;
 const TRIALS: u8 = 10;
 
 /// A client on the other side of a device, and the server on it.
@@ -66,8 +67,8 @@ struct Trial {
     event: Box<dyn Fn() -> Instant>,
 }
 
-/// Asserts that a device counts at once after the event of a trial, and then every packet. Trials
-/// have devices and networks of their own, and the ports of [`ports_of_trials`].
+/// Asserts that a device counts at once after the event of most trials, of which there are more while it
+/// stands otherwise, because others use the machine as well; and then every packet. Trials have devices and networks of their own, and the ports of [`ports_of_trials`].
 fn counts_at_once(daemon: &mut Daemon, trial: impl Fn(u8) -> Trial) {
     let mut delays = Vec::new();
     for n in 1..=TRIALS {
@@ -91,11 +92,12 @@ fn counts_at_once(daemon: &mut Daemon, trial: impl Fn(u8) -> Trial) {
         let sent = sender.stop().len() as u64;
         let more = daemon.fresh().group(&key) - counted;
         assert_eq!(more, Traffic::input(sent * DATAGRAM, sent));
-        if delays.last().is_some_and(|delay| *delay <= AT_ONCE) {
+        let at_once = delays.iter().filter(|delay| **delay <= AT_ONCE).count();
+        if delays.len() >= LEAST_TRIALS && 2 * at_once > delays.len() {
             return;
         }
     }
-    panic!("never within {AT_ONCE:?}: {delays:?}");
+    panic!("not within {AT_ONCE:?} most of the time: {delays:?}");
 }
 
 fn ports_of_trials() -> String {

@@ -28,7 +28,7 @@ use traffic_user::{
     ledger::Reader,
 };
 
-use crate::cli::keeps_to;
+use crate::schema::keeps_to;
 
 /// Layer-3 bytes of each datagram over IPv4 and over IPv6.
 const DATAGRAM4: u64 = 20 + 8 + 100;

@@ -19,7 +19,7 @@ use traffic_tests::{
 };
 use traffic_user::ledger::{Ledger, Options, Sample, generate, path};
 
-use crate::cli::keeps_to;
+use crate::schema::keeps_to;
 
 /// 2026-11-24 00:00 in UTC.
 const END: i64 = 1_795_478_400;

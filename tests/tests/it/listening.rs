@@ -44,3 +44,40 @@ fn what_listens_is_watched_and_what_begins_to_listen_as_well() {
     daemon.stop();
     leaks::nothing(&host, &site.pins);
 }
+
+#[test]
+fn ports_on_which_nothing_listens_any_more_make_room_for_others() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let (host, other) = (NetNs::new(), NetNs::new());
+    let (here, there) = veth((&host, "eth0"), (&other, "eth0"), 1);
+    here.default_route(&there);
+    let server = load::udp(&here, false, 7000);
+    let client = load::udp(&there, false, 0);
+    let site = Site::new();
+    let mut daemon = site.start(&host, &["--interval", "20ms"]);
+    daemon.counts_on(&["eth0"]);
+    (0..10).for_each(|_| load::datagram(&client, &server, 72));
+    // More than there are slots, one half after the other.
+    for first in [10_000, 11_000] {
+        let last = first + 599;
+        let listeners: Vec<_> = (first..=last)
+            .map(|port| {
+                let socket = load::tcp_socket(&here, false, port);
+                socket.listen(1).expect("listen");
+                socket
+            })
+            .collect();
+        daemon.wait_for("the last port", |document| {
+            (document.0["ports"][last.to_string()]["watched"] != false)
+                .then_some(())
+                .filter(|()| document.groups().contains(&last.to_string().as_str()))
+        });
+        drop(listeners);
+    }
+    (0..10).for_each(|_| load::datagram(&client, &server, 72));
+    let document = daemon.stop();
+    assert_eq!(document.group("7000"), Traffic::input(2000, 20));
+    assert_eq!(document.text("coverage"), "complete");
+    assert_ne!(document.0["ports"]["7000"]["watched"], false);
+    leaks::nothing(&host, &site.pins);
+}

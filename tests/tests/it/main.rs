@@ -20,6 +20,7 @@ mod namespaces;
 mod nft;
 mod proxy;
 mod rights;
+mod schema;
 mod service;
 mod stats;
 mod takeover;

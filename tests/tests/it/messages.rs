@@ -44,6 +44,38 @@ fn a_message_stands_under_the_table_that_is_drawn_over_it() {
 }
 
 #[test]
+fn a_narrow_terminal_shows_fewer_columns_and_no_half_numbers() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
+    let ports = "443=vless,8443/tcp,20000-50000/udp=hop";
+    let all = ["PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT"];
+    for (width, shown) in [(100, 8), (71, 6), (52, 5), (40, 3)] {
+        let ((here, there), site, terminal) = (host(), Site::new(), Terminal::new(width));
+        let mut command = site.traffic(&here.ns, &["run", "--iface", "eth0", "--no-ledger"]);
+        command.args(["--ports", ports, "--interval", "200ms", "--count", "6"]);
+        command.stdout(terminal.end()).stderr(Stdio::null()).env("TERM", "xterm");
+        let mut running = Running::of(command.spawn().expect("start traffic"));
+        drop(command);
+        wait::until("the hook", || (!leaks::attached(&here.ns).is_empty()).then_some(()));
+        let (client, server) = (load::udp(&there, false, 40_000), load::udp(&here, false, 443));
+        for _ in 0..1000 {
+            load::datagram(&client, &server, 1000);
+        }
+        assert_eq!(running.wait().code(), Some(0));
+        let screen = terminal.shown();
+        let last = screen.rsplit("\x1b[H").next().expect("the last table");
+        let mut lines = last.lines();
+        let head = lines.next().unwrap_or_default();
+        let head = head.trim_end().trim_end_matches("\x1b[K");
+        let names: Vec<_> =
+            head.split("  ").map(str::trim).filter(|name| !name.is_empty()).collect();
+        assert_eq!(names.len(), shown, "{width}: {head:?}");
+        assert!(names.iter().all(|name| all.contains(name)), "{width}: {head:?}");
+        let row = lines.next().unwrap_or_default();
+        assert!(row.contains("443") && row.contains("1003.9 KB"), "{width}: {last}");
+    }
+}
+
+#[test]
 fn a_stderr_that_takes_nothing_ends_nothing() {
     need!(Root, Bpf, Object, Netns, Tool("ip"), Tool("tc"));
     let ((here, there), site) = (host(), Site::new());

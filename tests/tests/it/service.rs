@@ -448,7 +448,7 @@ fn with_the_rights_and_paths_of_the_unit_nothing_is_lost_through_a_kill_and_a_ne
     let (site, pair, unit) = (Site::new(), Pair::new(), unit());
     assert_eq!(setting(&unit, "ProtectSystem"), ["strict"]);
     assert_eq!(setting(&unit, "ReadOnlyPaths"), ["/sys /proc/sys"]);
-    assert_eq!(setting(&unit, "ReadWritePaths"), ["/sys/fs/bpf /run"]);
+    assert_eq!(setting(&unit, "ReadWritePaths"), ["-/sys/fs/bpf /run"]);
     assert_eq!(setting(&unit, "RuntimeDirectoryPreserve"), ["yes"]);
     // What the manager makes before it starts the service.
     fs::create_dir_all(&site.state).expect("the state folder");
@@ -488,10 +488,7 @@ fn with_the_rights_and_paths_of_the_unit_nothing_is_lost_through_a_kill_and_a_ne
 
 #[test]
 fn the_unit_is_one_for_systemd() {
-    // A host without systemd has none, and runs no services of it.
-    if !need::optional("systemd-analyze") {
-        return;
-    }
+    need!(Tool("systemd-analyze"));
     let unit = unit();
     let command = setting(&unit, "ExecStart");
     assert_eq!(command.len(), 1);

@@ -19,7 +19,7 @@ use traffic_tests::{
 };
 use traffic_user::accounting::proxy::Payload;
 
-use crate::cli::keeps_to;
+use crate::schema::keeps_to;
 
 const ALICE: &str = "alice@example.com";
 const BOB: &str = "bob@example.com";
@@ -277,7 +277,9 @@ fn a_reset_is_zero_at_the_proxy_and_in_the_report_and_nobody_elses() {
 
     // The group and both of its users, while nothing of the kernel's is lost.
     let port = merged.proxy.port.to_string();
-    merged.ask(&["reset", "--port", &port, "--yes"]);
+    let document = merged.ask(&["reset", "--port", &port, "--yes", "--json"]).json();
+    keeps_to("reset", &document);
+    assert_eq!((&document["reset"], &document["port"]), (&json!(true), &json!(merged.proxy.port)));
     let document = merged.wait_for(zero, zero);
     adds_up_to(&document, Traffic::default());
     assert_ne!(epoch(&document), before);

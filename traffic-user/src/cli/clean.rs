@@ -25,8 +25,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
-    // Not under the feet of a daemon that counts.
-    let _lock = if args.dry_run { None } else { Some(Lock::of_this_netns(None)?) };
+    // Not under the feet of a daemon that counts; nor does it say so.
+    let _lock = Lock::of_this_netns(None)?;
     let clean = || meter::clean(&common.pins, args.dry_run);
     let read = || Ok(meter::installed(&common.pins)?.map(|(snapshot, _)| snapshot));
     let said = if args.dry_run { clean()? } else { booked(common, read, clean)? };

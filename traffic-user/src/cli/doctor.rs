@@ -1,17 +1,18 @@
 //! `traffic doctor`: facts of this host, which meter would be used and why, each with its remedy.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
+use nix::unistd::AccessFlags;
 use serde::Serialize;
 
 use super::{Common, host, print, proxy::ProxyArgs, stats};
 use crate::{
     accounting::{
-        ident::{Hook, MeterKind, shown},
+        ident::{Group, Hook, MeterKind, shown},
         proxy::ApiState,
     },
-    daemon::{Question, ask},
+    daemon::{Question, ask, unix_time},
     ledger::Reader,
     meter::{
         self, Holder, MeterError,
@@ -88,13 +89,14 @@ struct Document<'a> {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
-    let (meter, meters) = meters(args);
+    let asked = asked(common);
+    let (meter, meters) = meters(common, args);
     let mut checks = vec![Check::ok("kernel", facts::kernel()), object(), capabilities(meter)];
     checks.extend(meters);
     checks.push(cgroup2());
     checks.push(bpffs(common));
-    checks.extend(devices());
-    checks.push(ports());
+    checks.extend(devices(common));
+    checks.push(ports(common));
     checks.push(pins(common));
     checks.push(leftovers(common));
     checks.push(ledger(common));
@@ -110,12 +112,13 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         };
         print(&format!("{}\n", serde_json::to_string(&document)?))?;
     } else {
-        print(&text(meter, &checks))?;
+        print(&text((meter, asked), &checks))?;
     }
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-fn text(meter: Option<MeterKind>, checks: &[Check]) -> String {
+/// `meter` is what would count, and what the configuration asks for.
+fn text((meter, asked): (Option<MeterKind>, Option<MeterKind>), checks: &[Check]) -> String {
     let mut text = String::new();
     for Check { name, status, found, remedy, paste } in checks {
         let mark = match status {
@@ -131,16 +134,18 @@ fn text(meter: Option<MeterKind>, checks: &[Check]) -> String {
             text.push_str(&format!("add to the proxy's config:\n{paste}\n"));
         }
     }
-    match meter {
-        Some(MeterKind::Ebpf(hook)) => {
-            text.push_str(&format!("\n`traffic run` would count at {}.\n", hook.name()));
-        }
-        Some(kind) => text.push_str(&format!(
-            "\n`traffic run` would count with rules of {}, because eBPF cannot run here.\n",
-            kind.name()
-        )),
-        None => text.push_str("\n`traffic run` cannot count here.\n"),
-    }
+    let place = match meter.or(asked) {
+        Some(MeterKind::Ebpf(hook)) => format!("at {}", hook.name()),
+        Some(kind) => format!("with rules of {}", kind.name()),
+        None => "here".to_owned(),
+    };
+    let why = match (meter, asked) {
+        (_, Some(_)) => ", as the configuration asks",
+        (Some(MeterKind::Nft | MeterKind::Iptables), None) => ", because eBPF cannot run here",
+        (_, None) => "",
+    };
+    let can = if meter.is_some() { "would" } else { "cannot" };
+    text.push_str(&format!("\n`traffic run` {can} count {place}{why}.\n"));
     text
 }
 
@@ -176,10 +181,21 @@ fn ledger(common: &Common) -> Check {
     let read = Reader::open(&common.state)
         .and_then(|reader| reader.map(|reader| reader.extent()).transpose());
     match read {
-        Ok(None) => Check::info(NAME, "there is none yet", "`traffic run` begins one"),
+        Ok(None) => match cannot_be_written(&common.state) {
+            None => Check::info(NAME, "there is none yet", "`traffic run` begins one"),
+            Some(error) => {
+                let found = format!(
+                    "there is none, and none can be begun in {}: {error}",
+                    shown(&common.state.display().to_string())
+                );
+                let remedy = "name another folder with --state, or make this one writable";
+                Check::fail(NAME, found, Some(remedy.to_owned()))
+            }
+        },
         Ok(Some(None)) => Check::ok(NAME, "nothing is booked yet"),
         Ok(Some(Some(extent))) => {
-            let last = time(i128::from(extent.end) * 1_000_000_000);
+            // The last bucket goes on for minutes.
+            let last = time((i128::from(extent.end) * 1_000_000_000).min(unix_time()));
             Check::ok(NAME, format!("booked until {last}; {other}"))
         }
         Err(error) => {
@@ -187,6 +203,13 @@ fn ledger(common: &Common) -> Check {
             Check::fail(NAME, format!("{:#}", anyhow::Error::from(error)), remedy)
         }
     }
+}
+
+/// Why nothing can be written in a folder, or where it is to be made.
+fn cannot_be_written(folder: &Path) -> Option<nix::errno::Errno> {
+    let there = folder.ancestors().find(|path| path.exists())?;
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    nix::unistd::access(there, AccessFlags::W_OK | AccessFlags::X_OK).err()
 }
 
 fn object() -> Check {
@@ -212,7 +235,14 @@ fn capabilities(meter: Option<MeterKind>) -> Check {
     }
 }
 
-fn meters(args: &Args) -> (Option<MeterKind>, Vec<Check>) {
+/// The meter that the configuration asks for. A path in cgroup2 says which is meant.
+fn asked(common: &Common) -> Option<MeterKind> {
+    let at_a_cgroup = common.config.cgroup.is_some().then_some(MeterKind::Ebpf(Hook::Cgroup));
+    common.config.meter.flatten().or(at_a_cgroup)
+}
+
+/// What would count, and how each meter does here. One that the configuration asks for is taken, or none.
+fn meters(common: &Common, args: &Args) -> (Option<MeterKind>, Vec<Check>) {
     const fn name(kind: MeterKind) -> &'static str {
         match kind {
             MeterKind::Ebpf(Hook::Tcx) => "hook tcx",
@@ -222,18 +252,27 @@ fn meters(args: &Args) -> (Option<MeterKind>, Vec<Check>) {
             MeterKind::Iptables => "iptables",
         }
     }
-    let trials = meter::try_all(args.cgroup.as_deref());
-    let chosen = facts::choose(&trials).ok().map(|(kind, _)| kind);
+    let asked = asked(common);
+    let cgroup = args.cgroup.as_deref().or(common.config.cgroup.as_deref());
+    let trials = meter::try_all(cgroup);
+    let chosen = match asked {
+        None => facts::choose(&trials).ok().map(|(kind, _)| kind),
+        Some(asked) => trials
+            .iter()
+            .find_map(|(kind, tried)| (*kind == asked && tried.is_ok()).then_some(asked)),
+    };
+    let by = if asked.is_some() { "the configuration" } else { "auto" };
     let checks = trials
         .into_iter()
         .map(|(kind, result)| match result {
             Ok(()) => {
-                let by_auto = if Some(kind) == chosen { "; chosen by auto" } else { "" };
+                let chosen =
+                    if Some(kind) == chosen { format!("; chosen by {by}") } else { String::new() };
                 let adds = match kind {
                     MeterKind::Ebpf(hook) if ebpf::adds_atomically(hook) => "; adds are atomic",
                     _ => "",
                 };
-                Check::ok(name(kind), format!("works{by_auto}{adds}"))
+                Check::ok(name(kind), format!("works{chosen}{adds}"))
             }
             Err(reason) if chosen.is_some() => Check::info(name(kind), reason, ""),
             Err(reason) => Check::fail(name(kind), reason, None),
@@ -261,12 +300,14 @@ fn bpffs(common: &Common) -> Check {
     }
 }
 
-fn devices() -> Vec<Check> {
+fn devices(common: &Common) -> Vec<Check> {
     let gathered = match Facts::gather() {
         Ok(gathered) => gathered,
         Err(error) => return vec![Check::failed("devices", error)],
     };
-    let choice = choose(&gathered, &Wanted::DefaultRoutes);
+    // The configuration was read with the same check.
+    let wanted = Wanted::new(common.config.iface.as_deref().unwrap_or_default());
+    let choice = choose(&gathered, &wanted.unwrap_or_default());
     let mut checks: Vec<Check> = choice
         .devices
         .iter()
@@ -281,6 +322,10 @@ fn devices() -> Vec<Check> {
     for (name, reason) in choice.left_out {
         checks.push(Check::info("device", format!("{} left out: {reason}", shown(&name)), ""));
     }
+    for pattern in choice.unmatched {
+        let found = format!("none is called {}, as the configuration asks", shown(&pattern));
+        checks.push(Check::info("device", found, "look at iface in the configuration"));
+    }
     if checks.is_empty() {
         checks.push(Check::info(
             "device",
@@ -291,21 +336,27 @@ fn devices() -> Vec<Check> {
     checks
 }
 
-fn ports() -> Check {
+fn ports(common: &Common) -> Check {
+    if let Some(groups) = &common.config.ports {
+        return Check::ok("ports", format!("the configuration names {}", some_of(groups.iter())));
+    }
     match listening() {
         Ok(groups) if groups.is_empty() => Check::info(
             "ports",
             "nothing listens here that others can reach",
             "name them with --ports",
         ),
-        Ok(groups) => {
-            let shown: Vec<_> = groups.iter().take(12).map(ToString::to_string).collect();
-            let more = groups.len().saturating_sub(shown.len());
-            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-            Check::ok("ports", format!("listening: {}{more}", shown.join(", ")))
-        }
+        Ok(groups) => Check::ok("ports", format!("listening: {}", some_of(groups.iter()))),
         Err(error) => Check::failed("ports", error),
     }
+}
+
+/// The first few, and how many more.
+fn some_of<'a>(groups: impl ExactSizeIterator<Item = &'a Group>) -> String {
+    let more = groups.len().saturating_sub(12);
+    let named: Vec<_> = groups.take(12).map(|group| shown(&group.to_string())).collect();
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("{}{more}", named.join(", "))
 }
 
 fn pins(common: &Common) -> Check {

@@ -29,7 +29,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    accounting::ident::{GroupError, Groups},
+    accounting::ident::{GroupError, Groups, escaped},
     config::{Checks, Config},
     daemon::Messages,
     meter::{devices::Wanted, ebpf::DEFAULT_PINS, proxy::Address},
@@ -155,9 +155,14 @@ pub fn run() -> Result<ExitCode> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are results and go to stdout; the rest are messages.
-            error.print()?;
-            return Ok(ExitCode::from(if error.use_stderr() { 2 } else { 0 }));
+            // Help and version are results and go to stdout; the rest are messages, which repeat what was
+            // typed.
+            if !error.use_stderr() {
+                error.print().context("cannot write to stdout")?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let _ = io::stderr().write_all(printable(&error.render().to_string()).as_bytes());
+            return Ok(ExitCode::from(2));
         }
     };
     let run = match &cli.verb {
@@ -187,6 +192,12 @@ pub fn run() -> Result<ExitCode> {
         Verb::Doctor(args) => doctor::run(&common, &args),
         Verb::Completions(_) | Verb::Config(_) => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// A message of several lines, with nothing in it that a terminal obeys.
+pub fn printable(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(escaped).collect();
+    lines.join("\n")
 }
 
 /// Where totals are kept when nobody says so.

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::json;
 
 use super::{
     Common, agreed, print,
@@ -17,6 +18,7 @@ use crate::{
     },
     ledger::{LedgerError, Reader},
     meter::{self, host::boot_id, proxy::ProxyMeter},
+    view::json::JSON_VERSION,
 };
 
 #[derive(Debug, clap::Args)]
@@ -57,19 +59,16 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         Whose::All => "all users and groups".to_owned(),
     };
     if !args.yes && !agreed(&format!("Set the numbers of {subject} to zero?"))? {
-        print("nothing was reset\n")?;
-        return Ok(ExitCode::SUCCESS);
+        return tell(common, &whose, false, "nothing was reset");
     }
     // A proxy that was named may be another than the daemon's.
     if !args.proxy.is_named()
         && let Some(said) = ask(&common.state, &Question::Reset(whose.clone()))?
     {
-        print(&format!("{subject}: {said}\n"))?;
-        return Ok(ExitCode::SUCCESS);
+        return tell(common, &whose, true, &format!("{subject}: {said}"));
     }
     if let Some(said) = alone(common, args, &whose)? {
-        print(&format!("{said} (no daemon was asked)\n"))?;
-        return Ok(ExitCode::SUCCESS);
+        return tell(common, &whose, true, &format!("{said} (no daemon was asked)"));
     }
     // No daemon and no ledger, or another proxy than theirs: it alone has numbers.
     let place = args.proxy.place(common)?.context("no proxy is to be looked for")?;
@@ -84,7 +83,28 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let inbounds = good.map(|good| joined(&good.inbounds, &typed)).unwrap_or_default();
     is_known(inbounds.iter().map(|inbound| &inbound.group), &whose)?;
     let said = zero(address, names(&inbounds, &whose)).said()?;
-    print(&format!("{subject}: {said} (no daemon was asked)\n"))?;
+    tell(common, &whose, true, &format!("{subject}: {said} (no daemon was asked)"))
+}
+
+/// Says what became of it.
+fn tell(common: &Common, whose: &Whose, reset: bool, said: &str) -> Result<ExitCode> {
+    if common.json {
+        let (user, port) = match whose {
+            Whose::User(user) => (Some(user), None),
+            Whose::Port(port) => (None, Some(port)),
+            Whose::All => (None, None),
+        };
+        let document = json!({
+            "jsonversion": JSON_VERSION,
+            "user": user,
+            "port": port,
+            "reset": reset,
+            "said": said,
+        });
+        print(&format!("{document}\n"))?;
+    } else {
+        print(&format!("{said}\n"))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -127,6 +127,11 @@ impl OutputChoice {
 pub(super) fn run(common: &Common, args: Args, messages: Messages) -> Result<ExitCode> {
     let config = &common.config;
     let typed = args.output.map(OutputChoice::output).or(common.json.then_some(Output::Json));
+    if common.json && typed != Some(Output::Json) {
+        bail!(
+            "--json is --output json, and another --output is named\n  remedy: leave one of them out"
+        );
+    }
     // A journal is no place for a table that is drawn again and again.
     let output = typed.or(config.output).unwrap_or_else(|| {
         if daemon::is_watched() && !io::stdout().is_terminal() {
@@ -150,9 +155,12 @@ pub(super) fn run(common: &Common, args: Args, messages: Messages) -> Result<Exi
     // A path in cgroup2 says which meter is meant.
     let kind = if cgroup.is_some() { Some(MeterKind::Ebpf(Hook::Cgroup)) } else { kind };
     if kind == Some(MeterKind::Ebpf(Hook::Cgroup)) && !args.iface.is_empty() {
-        bail!(
-            "--iface does not go with --meter cgroup, which counts sockets wherever their packets pass"
-        );
+        let named = if args.cgroup.is_none() && args.meter.is_none() {
+            "the cgroup of the configuration"
+        } else {
+            "--meter cgroup"
+        };
+        bail!("--iface does not go with {named}, which counts sockets wherever their packets pass");
     }
     // First of all: whoever lacks a right is not to be told of a folder.
     check_rights(kind)?;

@@ -19,7 +19,7 @@ use crate::{
     },
     view::{
         self,
-        stats::{self, Beside, Document, Part},
+        stats::{self, ApiDocument, Beside, Document, Part},
     },
 };
 
@@ -156,7 +156,11 @@ fn alone(common: &Common, place: &ProxyPlace, kernel: Option<&Dump>) -> Result<D
             since: since.map(|since| i128::from(since) * 1_000_000_000),
             meter: snapshot.map(|snapshot| (snapshot.meter, snapshot.layer)),
             online: online(&latest),
-            api: api_document(&latest, watched),
+            // Without a config nobody knows of one.
+            api: match good {
+                None if !watched => ApiDocument::default(),
+                _ => api_document(&latest, watched),
+            },
             events: Vec::new(),
         },
     ))

@@ -19,6 +19,7 @@ use crate::{
         usage::Event,
     },
     ledger::{Damaged, LedgerError, Options, Store},
+    view::json,
 };
 
 /// How long the end waits for the disk.
@@ -162,7 +163,8 @@ impl Books {
     pub(super) fn close(&mut self, state: &mut State, now: i64) {
         self.settle(state, now);
         if let Standing::Refused { since, .. } = &self.standing {
-            tracing::error!(since, "what was counted since then is not booked, and is lost");
+            let since = json::time(i128::from(*since) * 1_000_000_000);
+            tracing::error!(%since, "what was counted since then is not booked, and is lost");
         }
     }
 

@@ -237,7 +237,9 @@ pub(crate) fn ask(folder: &Path, question: &Question) -> Result<Option<String>> 
         Err(error)
             if matches!(
                 error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::NotADirectory
             ) =>
         {
             return Ok(None);
@@ -248,11 +250,20 @@ pub(crate) fn ask(folder: &Path, question: &Question) -> Result<Option<String>> 
     stream.set_write_timeout(Some(PATIENCE)).with_context(what)?;
     let mut text = serde_json::to_string(question)?;
     text.push('\n');
-    stream.write_all(text.as_bytes()).with_context(what)?;
+    // A daemon that ends at this moment is not a reader of ours that has seen enough.
+    stream.write_all(text.as_bytes()).map_err(not_a_reader).with_context(what)?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).with_context(what)?;
     match serde_json::from_str(&line).with_context(what)? {
         Answer::Done(text) => Ok(Some(text)),
         Answer::Failed(why) => bail!("the daemon at {} says: {why}", path.display()),
+    }
+}
+
+/// A broken pipe, said otherwise: of one at stdout no word is lost.
+fn not_a_reader(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => io::ErrorKind::ConnectionAborted.into(),
+        _ => error,
     }
 }

@@ -221,7 +221,7 @@ pub(crate) async fn run(
         if settings.listeners && proxy.is_none() {
             match sparing.perhaps(|| listeners(&meter)) {
                 None | Some(Ok(None)) => {}
-                Some(Ok(Some(more))) => pending.want(more),
+                Some(Ok(Some((all, open)))) => pending.want_or(all, open),
                 Some(Err(error)) => {
                     let error = format!("{error:#}");
                     tracing::warn!(error, "listening ports are not looked at");
@@ -252,7 +252,7 @@ pub(crate) async fn run(
             // The reader has gone away, and what passed until now counts.
             let _unread = counting.tick(&mut meter, proxy.as_mut());
             counting.close();
-            return Err(error);
+            return Err(error.context("cannot write to stdout"));
         }
         if settings.count == Some(counting.written) {
             counting.close();
@@ -267,7 +267,7 @@ pub(crate) async fn run(
     let last = counting.tick(&mut meter, proxy.as_mut());
     counting.close();
     last?;
-    counting.write(&meter, proxy.as_ref())?;
+    counting.write(&meter, proxy.as_ref()).context("cannot write to stdout")?;
     ended
 }
 
@@ -349,13 +349,18 @@ fn follow(meter: &mut Meter, choice: &Choice, first: bool) -> Result<()> {
 }
 
 /// What is watched and the ports that something began to listen on; `None` without any. One that is watched
-/// stays so.
-fn listeners(meter: &Meter) -> Result<Option<Groups>> {
+/// stays so, as long as there is room: without those on which nothing listens any more, there may be.
+fn listeners(meter: &Meter) -> Result<Option<(Groups, Groups)>> {
     let listening = listening()?;
     let watched: Vec<_> = meter.watched().map(|group| (**group).clone()).collect();
     let known = Groups::new(watched, usize::MAX)?;
-    let more = known.extended_by(&listening);
-    Ok((more.len() > known.len()).then_some(more))
+    let all = known.extended_by(&listening);
+    if all.len() == known.len() {
+        return Ok(None);
+    }
+    let open = Groups::unchecked(listening.clone());
+    let still = known.iter().filter(|group| open.meets(group)).cloned().collect();
+    Ok(Some((all, Groups::unchecked(still).extended_by(&listening))))
 }
 
 /// What was read last, and where the documents or tables go.
@@ -506,9 +511,11 @@ impl Counting {
                 let (rows, columns) =
                     if self.redraw { screen::size() } else { (usize::MAX, usize::MAX) };
                 let messages = if self.redraw { self.messages.recent() } else { Vec::new() };
-                let frame = TABLE_FRAME + messages.len();
+                // A line that says which are not watched any more.
+                let retired = report.snapshot.groups.iter().any(|reading| !reading.watched);
+                let frame = TABLE_FRAME + messages.len() + usize::from(retired);
                 let most = rows.saturating_sub(frame).max(3);
-                let mut text = table::live(&report, deltas.as_ref(), most);
+                let mut text = table::live(&report, deltas.as_ref(), most, columns);
                 if let Some(merged) = &merged {
                     let left = rows.saturating_sub(text.lines().count() + frame);
                     text.push('\n');

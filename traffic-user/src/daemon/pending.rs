@@ -5,13 +5,15 @@ use std::time::Instant;
 
 use crate::{
     accounting::{ident::Groups, usage::Event},
-    meter::{Meter, chain},
+    meter::{Meter, MeterError, chain},
 };
 
 /// A change of the groups until it is made.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     wanted: Option<Groups>,
+    /// In its place, where there is no room for all.
+    fewer: Option<Groups>,
     /// Why it was not made last time, so that it is said once.
     refused: Option<String>,
 }
@@ -20,6 +22,13 @@ impl Pending {
     /// Watches these groups and no others, at the next [`settle`](Self::settle) that can.
     pub(super) fn want(&mut self, groups: Groups) {
         self.wanted = Some(groups);
+        self.fewer = None;
+    }
+
+    /// The same, or, where these do not fit, `fewer`.
+    pub(super) fn want_or(&mut self, groups: Groups, fewer: Groups) {
+        self.want(groups);
+        self.fewer = Some(fewer);
     }
 
     /// Nothing is to be changed any more.
@@ -31,9 +40,12 @@ impl Pending {
     pub(super) fn settle(&mut self, meter: &mut Meter, now: i128) -> Option<Event> {
         let groups = self.wanted.as_ref()?;
         let event = |what| Event { at: now, kind: "groups".to_owned(), subject: None, what };
-        match meter.watch(groups) {
+        let (made, count) = match (meter.watch(groups), &self.fewer) {
+            (Err(MeterError::Full { .. }), Some(fewer)) => (meter.watch(fewer), fewer.len()),
+            (made, _) => (made, groups.len()),
+        };
+        match made {
             Ok(()) => {
-                let count = groups.len();
                 self.wanted = None;
                 self.refused.take()?;
                 let what =
@@ -46,8 +58,10 @@ impl Pending {
                 if self.refused.as_ref() == Some(&why) {
                     return None;
                 }
+                let remedy =
+                    error.remedy().map(|remedy| format!(" ({remedy})")).unwrap_or_default();
                 let what = format!(
-                    "the groups cannot be changed: {why}: those of before go on, and it is tried again at each tick"
+                    "the groups cannot be changed: {why}{remedy}: those of before go on, and it is tried again at each tick"
                 );
                 tracing::warn!("{what}");
                 self.refused = Some(why);

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use unicode_width::UnicodeWidthChar as _;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::accounting::ident::escaped;
 
@@ -28,16 +28,20 @@ pub(super) fn can_be_drawn_over() -> bool {
 }
 
 /// As much of a text as a terminal shows without breaking a line or moving up, which would leave a part of it
-/// above what is drawn over next.
+/// above what is drawn over next. A line that was cut ends in an ellipsis.
 pub(super) fn cut(text: &str, rows: usize, columns: usize) -> String {
     let mut short = String::with_capacity(text.len());
     for line in text.lines().take(rows.saturating_sub(1).max(1)) {
+        let line = line.trim_end();
+        let (room, end) =
+            if line.width() > columns { (columns.saturating_sub(1), "…") } else { (columns, "") };
         let mut used = 0;
         short.extend(line.chars().take_while(|char| {
             // Some take two columns.
             used += char.width().unwrap_or(0);
-            used <= columns
+            used <= room
         }));
+        short.push_str(end);
         short.push('\n');
     }
     short
@@ -94,10 +98,11 @@ mod tests {
 
     #[test]
     fn a_small_terminal_shows_the_beginning_of_each_line() {
-        assert_eq!(cut("PORT  NAME\n443\nmore\n", 3, 4), "PORT\n443\n");
+        assert_eq!(cut("PORT  NAME\n443\nmore\n", 3, 4), "POR…\n443\n");
+        assert_eq!(cut("PORT  \n", 3, 4), "PORT\n");
         assert_eq!(cut("a\nb\n", usize::MAX, usize::MAX), "a\nb\n");
         assert_eq!(cut("a\nb\n", 1, 80), "a\n");
-        assert_eq!(cut("\u{6d41}\u{91cf}\u{8a08}x\n", 3, 5), "\u{6d41}\u{91cf}\n");
+        assert_eq!(cut("\u{6d41}\u{91cf}\u{8a08}x\n", 3, 5), "\u{6d41}\u{91cf}…\n");
     }
 
     #[test]

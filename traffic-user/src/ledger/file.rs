@@ -102,10 +102,16 @@ fn protect(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes of a page, of which the first has the header, and each table one of its own.
+const PAGE: u64 = 4096;
+
 /// Opens the file for this process alone, whose lock of the folder keeps other writers away: then
-/// nothing is made beside it, for which there may be no room. `None` when there is none.
+/// nothing is made beside it, for which there may be no room. `None` when there is none, or nothing in it.
 pub(super) fn open_alone(path: &Path) -> rusqlite::Result<Option<Connection>> {
-    if fs::metadata(path).map_or(0, |meta| meta.len()) == 0 {
+    let bytes = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+    let ahead = path.with_file_name(format!("{FILE}-wal"));
+    // A file of one page has no table, and the start that made it found no room for more.
+    if bytes(path) <= PAGE && bytes(&ahead) == 0 {
         return Ok(None);
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -33,6 +33,16 @@ pub(super) fn version(db: &Connection, path: &Path) -> Result<u32, LedgerError> 
     Ok(version)
 }
 
+/// Whether nothing was ever booked in a database, whichever steps it has been through.
+pub(super) fn is_empty(db: &Connection) -> rusqlite::Result<bool> {
+    let ask = |sql| db.query_row(sql, [], |row| row.get::<_, bool>(0));
+    if ask("SELECT count(*) = 0 FROM sqlite_schema")? {
+        return Ok(true);
+    }
+    let ours = ask("SELECT count(*) = 1 FROM sqlite_schema WHERE name = 'cursor'")?;
+    Ok(ours && ask("SELECT count(*) = 0 FROM cursor")?)
+}
+
 /// Whether a database of ours needs no step any more.
 pub(super) fn is_newest(db: &Connection) -> rusqlite::Result<bool> {
     let ask = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));

@@ -205,6 +205,10 @@ fn set_aside_at_the_start(now: i64, aside: &Path, error: &LedgerError, forgotten
 fn read_alone(folder: &Path) -> rusqlite::Result<Cursors> {
     let path = file::path(folder);
     let Some(db) = file::open_alone(&path)? else { return Ok(Cursors::default()) };
+    // The start that began it found no room for more.
+    if schema::is_empty(&db)? {
+        return Ok(Cursors::default());
+    }
     match schema::is_newest(&db) {
         Ok(true) => cursors(&db),
         // An older one says it in another way.

@@ -2,6 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use jiff::Timestamp;
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::accounting::{
     delta::Deltas,
@@ -23,14 +24,28 @@ struct Line {
     rate: Option<(String, String)>,
 }
 
+/// What can be left away where a terminal has no room for it, the first first.
+const SPARED: [&[&str]; 3] = [&["PKTS IN", "PKTS OUT"], &["NAME"], &["IN/s", "OUT/s"]];
+
 /// The live table: totals since the epoch began, and rates since the tick before.
 ///
-/// `most` bounds the lines; with more groups the busiest are shown and the rest is summed up.
-pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize) -> String {
-    table(report, deltas, most, true)
+/// `most` bounds the lines; with more groups the busiest are shown and the rest is summed up. Columns that make
+/// it wider than `width` are left away: half a number would be another one.
+pub fn live(report: &Dump, deltas: Option<&Deltas>, most: usize, width: usize) -> String {
+    let mut headers = vec!["PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT"];
+    let mut spared = SPARED.iter();
+    loop {
+        let (text, rows) = table(report, deltas, most, &headers);
+        let widest = text.lines().take(rows).map(|line| line.trim_end().width()).max();
+        match spared.next() {
+            Some(less) if widest > Some(width) => headers.retain(|header| !less.contains(header)),
+            _ => return text,
+        }
+    }
 }
 
-fn table(report: &Dump, deltas: Option<&Deltas>, most: usize, rates: bool) -> String {
+/// The table and what stands under it, and how many of the lines are the table's.
+fn table(report: &Dump, deltas: Option<&Deltas>, most: usize, headers: &[&str]) -> (String, usize) {
     let snapshot = &report.snapshot;
     let mut lines: Vec<Line> = report
         .keys()
@@ -38,7 +53,8 @@ fn table(report: &Dump, deltas: Option<&Deltas>, most: usize, rates: bool) -> St
         .zip(snapshot.groups.iter())
         .enumerate()
         .map(|(n, (key, reading))| {
-            let delta = deltas.and_then(|deltas| {
+            // What is not watched any more does not stand still: nobody looks.
+            let delta = deltas.filter(|_| reading.watched).and_then(|deltas| {
                 // Deltas keep the order of the snapshot that they end with.
                 let delta = deltas.groups.get(n).filter(|delta| delta.group == reading.group)?;
                 rate(deltas, delta.lanes.total())
@@ -56,11 +72,9 @@ fn table(report: &Dump, deltas: Option<&Deltas>, most: usize, rates: bool) -> St
         lines.sort_by_key(|line| std::cmp::Reverse(line.traffic.bytes()));
         lines.truncate(most);
     }
-    let mut headers = vec!["PORT", "NAME", "IN", "OUT", "IN/s", "OUT/s", "PKTS IN", "PKTS OUT"];
-    headers.retain(|header| rates || !header.ends_with("/s"));
-    let mut table = grid(&headers, 2);
+    let mut table = grid(headers, headers.iter().filter(|header| is_text(header)).count());
     for line in &lines {
-        add(&mut table, line, rates);
+        add(&mut table, line, headers);
     }
     let total = Line {
         key: "total".to_owned(),
@@ -68,28 +82,45 @@ fn table(report: &Dump, deltas: Option<&Deltas>, most: usize, rates: bool) -> St
         traffic: snapshot.total(),
         rate: deltas.and_then(|deltas| rate(deltas, deltas.total())),
     };
-    add(&mut table, &total, rates);
+    add(&mut table, &total, headers);
     let mut text = table.to_string();
     text.push('\n');
+    let rows = text.lines().count();
     if hidden > 0 {
         text.push_str(&format!("and {hidden} more with less traffic\n"));
     }
     text.push_str(&footer(report));
-    text
+    (text, rows)
 }
 
-fn add(table: &mut Table, line: &Line, rates: bool) {
+fn is_text(header: &str) -> bool {
+    matches!(header, "PORT" | "NAME")
+}
+
+fn add(table: &mut Table, line: &Line, headers: &[&str]) {
     let Traffic { input_bytes, input_packets, output_bytes, output_packets } = line.traffic;
     let (input, output) =
         line.rate.clone().unwrap_or_else(|| (UNKNOWN.to_owned(), UNKNOWN.to_owned()));
-    let mut cells = vec![human_bytes(input_bytes, 1), human_bytes(output_bytes, 1)];
-    if rates {
-        cells.extend([input, output]);
-    }
-    cells.extend([human_count(input_packets), human_count(output_packets)]);
-    let mut row = vec![Cell::new(&line.key), Cell::new(&line.name)];
-    row.extend(cells.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
-    table.add_row(row);
+    let cells = [
+        ("PORT", line.key.clone()),
+        ("NAME", line.name.clone()),
+        ("IN", human_bytes(input_bytes, 1)),
+        ("OUT", human_bytes(output_bytes, 1)),
+        ("IN/s", input),
+        ("OUT/s", output),
+        ("PKTS IN", human_count(input_packets)),
+        ("PKTS OUT", human_count(output_packets)),
+    ];
+    table.add_row(cells.into_iter().filter(|(header, _)| headers.contains(header)).map(
+        |(header, text)| {
+            let right = !is_text(header);
+            Cell::new(text).set_alignment(if right {
+                CellAlignment::Right
+            } else {
+                CellAlignment::Left
+            })
+        },
+    ));
 }
 
 fn rate(deltas: &Deltas, traffic: Traffic) -> Option<(String, String)> {
@@ -117,6 +148,9 @@ pub(super) fn grid(headers: &[&str], texts: usize) -> Table {
     table
 }
 
+/// So many groups that are not watched any more are named.
+const MOST_RETIRED: usize = 8;
+
 /// What else was seen, where it was counted, and what the numbers mean.
 fn footer(report: &Dump) -> String {
     let snapshot = &report.snapshot;
@@ -131,6 +165,19 @@ fn footer(report: &Dump) -> String {
         if !parts.is_empty() {
             text.push_str(&format!("also seen: {}\n", parts.join(", ")));
         }
+    }
+    let retired: Vec<String> = report
+        .keys()
+        .into_iter()
+        .zip(snapshot.groups.iter())
+        .filter(|(_, reading)| !reading.watched)
+        .map(|(key, _)| key)
+        .collect();
+    if !retired.is_empty() {
+        let more = retired.len().saturating_sub(MOST_RETIRED);
+        let named = retired[..retired.len() - more].join(", ");
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        text.push_str(&format!("not counted any more: {named}{more}\n"));
     }
     // Whoever names a device may put anything into its name that is no space.
     let devices: Vec<String> = report.devices.iter().map(|device| shown(&device.name)).collect();
@@ -162,7 +209,7 @@ fn since(snapshot: &Snapshot) -> String {
 
 /// The counters as they stand: `dump` without `--json`. Read once, so without rates.
 pub fn dump(report: &Dump) -> String {
-    table(report, None, usize::MAX, false)
+    table(report, None, usize::MAX, &["PORT", "NAME", "IN", "OUT", "PKTS IN", "PKTS OUT"]).0
 }
 
 /// The first few users of an inbound, and how many there are.

@@ -4,7 +4,7 @@ use traffic_tests::{daemon::Site, load, need, netns::NetNs, wait};
 use traffic_user::{accounting::subject::Subject, ledger::Reader};
 
 use super::{Lab, METERS, iptables, needs, run};
-use crate::cli::keeps_to;
+use crate::schema::keeps_to;
 
 #[test]
 fn the_rules_of_one_port_are_cleaned_and_no_others() {
@@ -133,9 +133,10 @@ fn what_the_program_does_not_understand_is_not_taken_for_nothing_of_ours() {
     });
     assert_eq!(during(), 2, "no second jump beside ours");
     lab.send(false, 5000, 2);
+    // As the real one would say.
     let refused = site.run(&lab.host, &["clean", "--dry-run"]);
     assert_eq!(refused.code, Some(2), "{}", refused.stdout);
-    assert!(refused.stderr.contains("does not understand"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("runs already"), "{}", refused.stderr);
     let script = "nft delete rule ip filter INPUT handle $(nft -a list chain ip filter INPUT | sed -n 's/.*vmap.*handle //p')";
     lab.sh(script);
     assert_eq!(daemon.fresh().group("5000").input_packets, 5, "nothing was lost meanwhile");

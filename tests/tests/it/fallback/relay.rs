@@ -20,7 +20,7 @@ use traffic_user::{
 };
 
 use super::{METERS, needs};
-use crate::cli::keeps_to;
+use crate::schema::keeps_to;
 
 const ETHERNET: u64 = 14;
 /// Bytes in and out.

@@ -20,7 +20,7 @@ use traffic_user::{
 };
 
 use super::{DATAGRAM4, DATAGRAM6, Lab, METERS, iptables, needs, port, run};
-use crate::cli::keeps_to;
+use crate::schema::keeps_to;
 
 const USER: &str = "a@example.com";
 const API: &str = "127.0.0.1:10085";

@@ -221,6 +221,22 @@ fn a_start_on_a_full_disk_counts_and_books_all_when_there_is_room() {
 }
 
 #[test]
+fn a_start_on_a_disk_with_room_for_half_a_ledger_counts() {
+    need!(Root, Bpf, Object, Netns, Tool("ip"));
+    for kib in [8, 16, 48, 96] {
+        let (site, mut load) = (Site::new(), Load::new());
+        let disk = Disk::at(&site.state, kib << 10);
+        let mut daemon = start(&site, &load, "tcx", &[]);
+        load.begin();
+        load.goes_on();
+        assert!(daemon.fresh().group("5000").input_packets > 0, "{kib} KiB");
+        load.end();
+        daemon.stop();
+        drop(disk);
+    }
+}
+
+#[test]
 fn while_the_state_folder_may_only_be_read_counting_goes_on() {
     need!(Root, Bpf, Object, Netns, Tool("ip"));
     let (site, load) = (Site::new(), Load::new());

@@ -22,8 +22,8 @@ use traffic_user::{accounting::subject::Subject, ledger::Reader};
 
 use super::{
     super::{
-        cli::keeps_to,
         lifecycle::{Load, start},
+        schema::keeps_to,
     },
     Folder, NOBODY, booked, events_of, reader,
 };

@@ -45,7 +45,7 @@ pub(super) fn told_once(standing: &mut Standing, events: Vec<Event>) -> Vec<Even
 /// The counters of a meter began again.
 pub(super) fn restarted(at: i128, prev: &Snapshot) -> Event {
     let what = format!(
-        "{}: the counters began again; what the old ones counted after {} is not known",
+        "{}: the counters began again; what passed after {} and before they did is not known",
         prev.meter,
         time(prev.window.end)
     );

@@ -227,7 +227,7 @@ fn footer(document: &Document, numbers: Numbers) -> String {
     let api = &document.api;
     let product = api.product.as_deref().unwrap_or("proxy");
     match (api.state.as_deref(), &api.reason) {
-        (None, _) => text.push_str("API: not asked yet\n"),
+        (None, _) => text.push_str("API: not asked\n"),
         (Some("ok"), _) => {
             let uptime = api.uptime_seconds.map(|seconds| format!(", up {seconds} s"));
             text.push_str(&format!("API: {product} ok{}\n", uptime.unwrap_or_default()));
