@@ -181,7 +181,12 @@ fn the_verb_stats_asks_the_daemon_and_writes_four_forms() {
         merged.ask(&["ports", "--json", "--proxy-config", &config_of(&merged.proxy)]).json();
     keeps_to("ports", &ports);
     let own = ports["ports"].as_array().expect("ports").iter().find(|own| own["tag"] == TAG);
-    assert_eq!(own.expect("the inbound")["users"], json!([ALICE, BOB]));
+    let own = own.expect("the inbound");
+    assert_eq!(own["users"], json!([ALICE, BOB]));
+    // Nothing is pinned: the daemon says it.
+    assert_eq!((&ports["meter"], &own["watched"]), (&json!("tcx"), &json!(true)));
+    let counted = merged.daemon.fresh().group(&merged.proxy.port.to_string());
+    assert_eq!(own["traffic"]["output_bytes"], counted.output_bytes);
 }
 
 fn config_of(proxy: &Proxy) -> String {

@@ -1,8 +1,8 @@
 //! `traffic ports`: all configured ports with their traffic.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{Common, MOST_GROUPS, dump, groups, host, print, proxy::ProxyArgs};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
         ident::{Group, Groups},
         report::PortReport,
     },
-    daemon::{joined, unix_time, watched},
+    daemon::{Question, Read, ask, joined, unix_time, watched},
     meter::listening::listening,
     view::{json, table},
 };
@@ -25,7 +25,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
-    let dump = dump::installed(&common.pins)?;
+    // What is pinned or set, else what a daemon counts without leaving it to others.
+    let read = match dump::installed(&common.pins)? {
+        Some(dump) => Some(Read::of(&dump)),
+        None => asked(&common.state).unwrap_or_else(|error| {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "a daemon counts, and does not say what");
+            None
+        }),
+    };
     let typed = args.ports.clone().or_else(|| common.config.ports.clone()).unwrap_or_default();
     let config = match args.proxy.place(common)? {
         Some(place) => place.config()?,
@@ -40,17 +48,16 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
     let listening = listening()?;
     let open = Groups::new(listening.clone(), MOST_GROUPS)?;
     let mut reports = Vec::new();
-    if let Some(dump) = &dump {
-        for (key, reading) in dump.keys().into_iter().zip(dump.snapshot.groups.iter()) {
-            reports.push(PortReport {
-                group: (*reading.group).clone(),
-                key,
-                inbound: inbound(&reading.group),
-                traffic: Some(reading.lanes.total()),
-                listening: Some(open.meets(&reading.group)),
-                watched: reading.watched,
-            });
-        }
+    for counted in read.iter().flat_map(|read| &read.groups) {
+        let group: Group = counted.group.parse()?;
+        reports.push(PortReport {
+            key: counted.key.clone(),
+            inbound: inbound(&group),
+            traffic: Some(counted.traffic()),
+            listening: Some(open.meets(&group)),
+            watched: counted.watched,
+            group,
+        });
     }
     // What is configured or listens, but is not counted: nothing was measured, which is not zero.
     let counted = Groups::unchecked(reports.iter().map(|report| report.group.clone()).collect());
@@ -67,11 +74,17 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
             group: group.clone(),
         });
     }
-    let meter = dump.as_ref().map(|dump| dump.snapshot.meter);
+    let meter = read.as_ref().map(|read| read.meter.as_str());
     if common.json {
         print(&format!("{}\n", json::ports(&host(), unix_time(), meter, &reports)?))?;
     } else {
         print(&table::ports(meter, &reports))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a daemon has counted; `None` where none runs.
+fn asked(state: &Path) -> Result<Option<Read>> {
+    let text = ask(state, &Question::Groups)?;
+    text.map(|text| serde_json::from_str(&text).context("its answer is not understood")).transpose()
 }

@@ -5,8 +5,8 @@ use tokio::sync::mpsc;
 
 use super::{
     Counting, Proxy, Zeroed,
-    control::{Asked, Before, Question, Whose},
-    unix_time,
+    control::{Asked, Before, Question, Read, Whose},
+    report, unix_time,
     zero::{begin_at_zero, is_known, zero},
 };
 use crate::meter::{Meter, proxy::boot_time};
@@ -40,7 +40,9 @@ impl Reset {
             counting.book_now();
             match &asked.question {
                 Question::Zero { .. } => Ok(serde_json::to_string(&Some(before))?),
-                Question::Stats | Question::Ledger | Question::Reset(_) => Ok(said),
+                Question::Stats | Question::Groups | Question::Ledger | Question::Reset(_) => {
+                    Ok(said)
+                }
             }
         });
         asked.answer(settled);
@@ -59,6 +61,11 @@ pub(super) fn answer(
         || Err(anyhow!("no proxy is known: give --proxy-config or --api to `traffic run`"));
     match (asked.question.clone(), proxy) {
         (Question::Ledger, _) => asked.answer(counting.standing()),
+        (Question::Groups, _) => {
+            let snapshot = counting.last.clone().context("nothing was read yet: ask again");
+            let read = snapshot.map(|last| Read::of(&report(&counting.host, meter, last)));
+            asked.answer(read.and_then(|read| Ok(serde_json::to_string(&read)?)));
+        }
         (Question::Stats, Some(proxy)) => {
             // As of the last tick: asking often must not make ticks, by which claims age.
             let snapshot = counting.last.as_ref().context("nothing was read yet: ask again");

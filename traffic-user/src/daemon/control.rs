@@ -22,7 +22,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::accounting::proxy::{CounterName, Payload};
+use crate::accounting::{
+    proxy::{CounterName, Payload},
+    reading::Traffic,
+    report::Dump,
+};
 
 /// Name of the socket in the state folder.
 const SOCKET: &str = "control.sock";
@@ -41,6 +45,8 @@ const CLIENTS: usize = 16;
 pub(crate) enum Question {
     /// The merged report as it stands.
     Stats,
+    /// What the kernel's meter has read of each group: [`Read`].
+    Groups,
     /// Whether what is counted is booked.
     Ledger,
     /// A new zero for one subject or all.
@@ -72,6 +78,54 @@ impl Before {
             *before.way_mut(name.way) = u64::try_from(*value).unwrap_or(0);
         }
         Self { uplink: before.uplink, downlink: before.downlink }
+    }
+}
+
+/// What the kernel's meter read last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Read {
+    /// Its name.
+    pub(crate) meter: String,
+    /// In the order of the readings.
+    pub(crate) groups: Vec<ReadGroup>,
+}
+
+/// One of its groups, since the epoch began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReadGroup {
+    /// Ports, transport and name, as `--ports` takes them.
+    pub(crate) group: String,
+    /// Its key in the outputs.
+    pub(crate) key: String,
+    /// Whether it is counted now.
+    pub(crate) watched: bool,
+    /// Bytes and packets that entered, then those that left.
+    pub(crate) traffic: [u64; 4],
+}
+
+impl Read {
+    /// From a report of the counters.
+    pub(crate) fn of(report: &Dump) -> Self {
+        let groups = report.keys().into_iter().zip(report.snapshot.groups.iter());
+        let groups = groups.map(|(key, reading)| {
+            let Traffic { input_bytes, input_packets, output_bytes, output_packets } =
+                reading.lanes.total();
+            ReadGroup {
+                group: reading.group.to_string(),
+                key,
+                watched: reading.watched,
+                traffic: [input_bytes, input_packets, output_bytes, output_packets],
+            }
+        });
+        Self { meter: report.snapshot.meter.to_owned(), groups: groups.collect() }
+    }
+}
+
+impl ReadGroup {
+    /// What it has counted.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let [input_bytes, input_packets, output_bytes, output_packets] = self.traffic;
+        Traffic { input_bytes, input_packets, output_bytes, output_packets }
     }
 }
 

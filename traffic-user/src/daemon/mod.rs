@@ -49,7 +49,7 @@ use crate::{
 
 pub(crate) use alone::{Asked as AskedProxy, clean_alone, not_booked, reset_alone};
 pub(crate) use books::Books;
-pub(crate) use control::{Before, Question, Whose, ask};
+pub(crate) use control::{Before, Question, Read, Whose, ask};
 pub(crate) use notify::is_watched;
 pub(crate) use proxy::{
     Proxy, ProxyPlace, api_document, api_report, joined, names, online, watched,

@@ -187,7 +187,7 @@ fn users(inbound: &Inbound) -> Option<Vec<&str>> {
 struct PortsJson<'a> {
     host: &'a str,
     taken_at: i128,
-    meter: Option<&'static str>,
+    meter: Option<&'a str>,
     ports: Vec<PortJson<'a>>,
 }
 
@@ -211,7 +211,7 @@ impl Serialize for PortsJson<'_> {
 pub fn ports(
     host: &str,
     taken_at: i128,
-    meter: Option<&'static str>,
+    meter: Option<&str>,
     ports: &[PortReport],
 ) -> serde_json::Result<String> {
     let ports = ports

@@ -267,9 +267,7 @@ pub fn ports(meter: Option<&str>, reports: &[PortReport]) -> String {
     }
     let source = match meter {
         Some(meter) => format!("counted at {meter}\n"),
-        None => {
-            "nothing is pinned, so nothing was measured: start `traffic run --persist`\n".into()
-        }
+        None => "nothing counts here, so nothing was measured: start `traffic run`\n".into(),
     };
     format!("{table}\n{source}")
 }

@@ -283,7 +283,7 @@ impl Attachments {
                         .and_then(|link| {
                             self.kept(link, &format!("tcx_{}_{}", device.index, side.name()))
                         })
-                        .map_err(|error| attach_error(device, "tcx", error))?;
+                        .map_err(|error| attach_error(device, "tcx", said("tcx", error)))?;
                     Held::Link(link)
                 }
             };
@@ -311,7 +311,7 @@ impl Attachments {
         let failed = |error: io::Error| MeterError::Attach {
             target: shown(&path.display().to_string()),
             hook: "cgroup",
-            cause: cause(error),
+            cause: cause(said("cgroup", error)),
         };
         let cgroup = File::open(path)
             .map_err(|_| MeterError::NoCgroup { path: path.display().to_string() })?;
@@ -528,6 +528,16 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     MeterError::Attach { target: shown(&device.name), hook, cause: cause(error) }
+}
+
+/// What the kernel means, where its own words do not say it.
+fn said(hook: &str, error: io::Error) -> io::Error {
+    let means = match (hook, error.raw_os_error()) {
+        ("tcx", Some(libc::ERANGE)) => "as many programs stand at it as can: 64",
+        ("cgroup", Some(libc::EPERM)) => "another program holds it for itself alone",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), means)
 }
 
 fn release(held: Held) {
