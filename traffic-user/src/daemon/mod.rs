@@ -41,7 +41,7 @@ use crate::{
     fault,
     meter::{
         Handover, Meter,
-        devices::{Choice, Events, Facts, Wanted, choose},
+        devices::{Choice, Events, Wanted, choose},
         listening::listening,
     },
     view::{json, stats, table},
@@ -106,8 +106,7 @@ pub(crate) async fn run(
     (state, books): (State, Option<Books>),
 ) -> Result<()> {
     let mut notify = Notify::from_environment();
-    // Before the first look at the devices, so that a change in between is seen.
-    let (mut events, mut facts) = match Events::listen().and_then(|on| Ok((on, Facts::gather()?))) {
+    let (mut events, mut facts) = match Events::listen().await {
         Ok(found) => found,
         Err(error) => {
             meter.give_up();

@@ -5,7 +5,10 @@
 //! the span gives its parts in its place, as long as all of them are kept. What cannot be divided any
 //! more belongs to the span that holds its begin.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+};
 
 use crate::accounting::usage::{Level, Span};
 
@@ -118,7 +121,7 @@ impl Forest {
                 None => leaves.push(node),
             }
         }
-        leaves.sort_unstable_by_key(|node| (node.span.begin, node.level));
+        leaves.sort_unstable_by_key(|node| (node.span.begin, Reverse(node.level)));
         leaves
     }
 

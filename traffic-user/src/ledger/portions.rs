@@ -5,6 +5,7 @@
 //! of its own that is over before anything of it is handed on.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, HashSet},
     ops::ControlFlow,
     sync::Arc,
@@ -79,7 +80,9 @@ impl Reader {
                     None => forest.leaves(),
                 };
                 let torn = |node: &Node| {
-                    !given.contains(&node.id) && reached.is_some_and(|last| swallows(node, &last))
+                    span.contains(node.span.begin)
+                        && !given.contains(&node.id)
+                        && reached.is_some_and(|last| swallows(node, &last))
                 };
                 if wanted.level.is_none() && nodes.iter().any(torn) {
                     return Err(LedgerError::LetGo { path: reader.path.clone() });
@@ -113,9 +116,10 @@ impl Reader {
     }
 }
 
-/// Where a bucket comes in the order of time.
-const fn place(node: &Node) -> (i64, Level) {
-    (node.span.begin, node.level)
+/// Where a bucket comes in the order of time. Of two that begin together the longer one is first: where the
+/// clock went back, one that was booked later may stand in it, and was not swallowed.
+const fn place(node: &Node) -> (i64, Reverse<Level>) {
+    (node.span.begin, Reverse(node.level))
 }
 
 /// Whether a bucket holds another one, and time that comes after it.

@@ -31,12 +31,12 @@ pub struct Events {
 }
 
 impl Events {
-    /// Listens from now on. Needs a tokio runtime.
+    /// Listens from now on, and gives how things stand. Needs a tokio runtime.
     ///
     /// # Errors
     ///
     /// [`MeterError::Netlink`].
-    pub fn listen() -> Result<Self, MeterError> {
+    pub async fn listen() -> Result<(Self, Facts), MeterError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Route,
@@ -48,11 +48,16 @@ impl Events {
                 doing: "listen for changes of devices",
                 cause: cause(error),
             })?;
+        let connection = tokio::spawn(connection);
+        let mut view = View { handle, facts: Facts::default() };
+        let facts = view.look(true).await.map_err(|error| {
+            connection.abort();
+            not_listed(error)
+        })?;
         // A task of its own: whoever waits for news may stop waiting at any time, and none is lost.
         let (sender, news) = futures_channel::mpsc::unbounded();
         let watch = async move {
-            let mut view = View { handle, facts: Facts::default() };
-            let mut failed = view.look(true).await.is_err();
+            let mut failed = false;
             loop {
                 let change = changed(&mut messages, &view.facts.default_routes);
                 let change = match timeout(if failed { AGAIN } else { Duration::MAX }, change).await
@@ -72,10 +77,7 @@ impl Events {
                         break;
                     }
                 }
-                let looked = view.look(change.routes).await.map_err(|error| MeterError::Netlink {
-                    doing: "list devices and routes",
-                    cause: cause(error),
-                });
+                let looked = view.look(change.routes).await.map_err(not_listed);
                 let is_known = failed && looked.is_err();
                 failed = looked.is_err();
                 if !is_known && sender.unbounded_send(looked).is_err() {
@@ -83,7 +85,7 @@ impl Events {
                 }
             }
         };
-        Ok(Self { news, tasks: [tokio::spawn(connection), tokio::spawn(watch)] })
+        Ok((Self { news, tasks: [connection, tokio::spawn(watch)] }, facts))
     }
 
     /// Waits until something changed, and gives the new facts. `None` when the kernel closed the
@@ -101,6 +103,10 @@ impl Drop for Events {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+fn not_listed(error: rtnetlink::Error) -> MeterError {
+    MeterError::Netlink { doing: "list devices and routes", cause: cause(error) }
 }
 
 /// What was seen last.
