@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use traffic_user::{cli, config::ConfigError, ledger::LedgerError, meter::MeterError};
+use traffic_user::cli;
 
 /// 0 done; 1 done, and a limit or check is over; 2 could not.
 fn main() -> ExitCode {
@@ -16,16 +16,8 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nobody may be left to read it. Names of files and devices are whoever's who chose them.
             let _ = writeln!(io::stderr(), "{}", cli::printable(&format!("traffic: {error:#}")));
-            let remedy =
-                error.chain().find_map(|cause| match cause.downcast_ref::<LedgerError>() {
-                    Some(ledger) => Some(ledger.remedy()),
-                    None => match cause.downcast_ref::<ConfigError>() {
-                        Some(config) => config.remedy().map(str::to_owned),
-                        None => cause.downcast_ref::<MeterError>()?.remedy(),
-                    },
-                });
-            if let Some(remedy) = remedy {
-                let _ = writeln!(io::stderr(), "  remedy: {remedy}");
+            if let Some(remedy) = cli::remedy(&error) {
+                let _ = writeln!(io::stderr(), "  remedy: {}", cli::printable(&remedy));
             }
             ExitCode::from(2)
         }

@@ -30,9 +30,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     accounting::ident::{GroupError, Groups, escaped},
-    config::{Checks, Config},
+    config::{Checks, Config, ConfigError},
     daemon::Messages,
-    meter::{devices::Wanted, ebpf::DEFAULT_PINS, proxy::Address},
+    ledger::LedgerError,
+    meter::{MeterError, devices::Wanted, ebpf::DEFAULT_PINS, proxy::Address},
     state,
 };
 
@@ -192,6 +193,19 @@ pub fn run() -> Result<ExitCode> {
         Verb::Doctor(args) => doctor::run(&common, &args),
         Verb::Completions(_) | Verb::Config(_) => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// What to do about an error, where something of it says so.
+pub fn remedy(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
+        if let Some(ledger) = cause.downcast_ref::<LedgerError>() {
+            return Some(ledger.remedy());
+        }
+        if let Some(config) = cause.downcast_ref::<ConfigError>() {
+            return config.remedy().map(str::to_owned);
+        }
+        cause.downcast_ref::<MeterError>()?.remedy()
+    })
 }
 
 /// A message of several lines, with nothing in it that a terminal obeys.
