@@ -181,6 +181,9 @@ fn ledger(common: &Common) -> Check {
     let read = Reader::open(&common.state)
         .and_then(|reader| reader.map(|reader| reader.extent()).transpose());
     match read {
+        Ok(None) if common.config.ledger == Some(false) => {
+            Check::info(NAME, "the configuration asks for none", "")
+        }
         Ok(None) => match cannot_be_written(&common.state) {
             None => Check::info(NAME, "there is none yet", "`traffic run` begins one"),
             Some(error) => {
@@ -207,7 +210,7 @@ fn ledger(common: &Common) -> Check {
 
 /// Why nothing can be written in a folder, or where it is to be made.
 fn cannot_be_written(folder: &Path) -> Option<nix::errno::Errno> {
-    let there = folder.ancestors().find(|path| path.exists())?;
+    let there = folder.ancestors().find(|path| path.as_os_str().is_empty() || path.exists())?;
     let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
     nix::unistd::access(there, AccessFlags::W_OK | AccessFlags::X_OK).err()
 }

@@ -30,7 +30,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
         Some(dump) => Some(Read::of(&dump)),
         None => asked(&common.state).unwrap_or_else(|error| {
             let error = format!("{error:#}");
-            tracing::warn!(error, "a daemon counts, and does not say what");
+            tracing::warn!(error, "whether a daemon counts is not known");
             None
         }),
     };

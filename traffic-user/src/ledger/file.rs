@@ -109,9 +109,12 @@ const PAGE: u64 = 4096;
 /// nothing is made beside it, for which there may be no room. `None` when there is none, or nothing in it.
 pub(super) fn open_alone(path: &Path) -> rusqlite::Result<Option<Connection>> {
     let bytes = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
-    let ahead = path.with_file_name(format!("{FILE}-wal"));
+    // What is written ahead lies beside the file, and not beside a link to it.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut ahead = path.as_os_str().to_owned();
+    ahead.push("-wal");
     // A file of one page has no table, and the start that made it found no room for more.
-    if bytes(path) <= PAGE && bytes(&ahead) == 0 {
+    if bytes(path) <= PAGE && bytes(Path::new(&ahead)) == 0 {
         return Ok(None);
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -69,7 +69,8 @@ impl Reader {
         wanted: Wanted<'_>,
         each: &mut dyn FnMut(Bucket) -> ControlFlow<()>,
     ) -> Result<u64, LedgerError> {
-        let mut given = HashSet::new();
+        // What there was when the portion before was read: what is there since then may have swallowed others.
+        let mut known = HashSet::new();
         let mut reached: Option<Node> = None;
         let mut count = 0;
         loop {
@@ -80,20 +81,18 @@ impl Reader {
                     None => forest.leaves(),
                 };
                 let torn = |node: &Node| {
-                    span.contains(node.span.begin)
-                        && !given.contains(&node.id)
-                        && reached.is_some_and(|last| swallows(node, &last))
+                    !known.contains(&node.id) && reached.is_some_and(|last| swallows(node, &last))
                 };
                 if wanted.level.is_none() && nodes.iter().any(torn) {
                     return Err(LedgerError::LetGo { path: reader.path.clone() });
                 }
+                known = nodes.iter().map(|node| node.id).collect();
                 let rest = nodes.into_iter().filter(|node| {
                     span.contains(node.span.begin)
                         && reached.is_none_or(|last| place(node) > place(&last))
                 });
                 reader.ask(|db| read(db, rest, wanted.subjects))
             })?;
-            given.extend(portion.nodes.iter().map(|node| node.id));
             reached = portion.nodes.last().copied().or(reached);
             for (node, key, sum) in portion.rows {
                 let Some((subject, name)) = portion.names.get(&key.subject()) else { continue };

@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt as _;
 use globset::{Glob, GlobMatcher};
 use netlink_packet_route::{
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{
+        InfoData, InfoGre, InfoGre6, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage,
+    },
     route::{RouteAttribute, RouteMessage, RouteType},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -306,8 +309,8 @@ async fn default_routes(handle: &Handle) -> Result<BTreeSet<u32>, rtnetlink::Err
 
 fn device(message: &LinkMessage) -> Option<Device> {
     let header = &message.header;
-    let (mut name, mut lower, mut elsewhere, mut master, mut kind) =
-        (None, None, false, None, None);
+    let (mut name, mut lower, mut elsewhere, mut master, mut kind, mut outer) =
+        (None, None, false, None, None, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
@@ -315,10 +318,13 @@ fn device(message: &LinkMessage) -> Option<Device> {
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::Controller(index) => master = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
-                kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.clone()),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(of) => kind = Some(of.clone()),
+                        LinkInfo::Data(data) => outer = begins_with_outer(data),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -336,7 +342,10 @@ fn device(message: &LinkMessage) -> Option<Device> {
         )
     );
     let vrf = kind == Some(InfoKind::Vrf);
-    let link = link_kind(header.link_layer_type, header.flags.contains(LinkFlags::Pointopoint));
+    let link = match link_kind(header.link_layer_type) {
+        LinkKind::Bare if outer => LinkKind::Other(header.link_layer_type.into()),
+        link => link,
+    };
     let link_header = match link {
         LinkKind::Ethernet if vlan => ETHERNET_HEADER + VLAN_TAG,
         LinkKind::Ethernet => ETHERNET_HEADER,
@@ -364,10 +373,32 @@ fn device(message: &LinkMessage) -> Option<Device> {
     })
 }
 
-fn link_kind(layer: LinkLayerType, to_one: bool) -> LinkKind {
+/// Whether a tunnel's packets begin with the outer header: those of GRE without one far end, unless routes or
+/// programs name it for each packet.
+fn begins_with_outer(data: &InfoData) -> bool {
+    match data {
+        InfoData::GreTun(all) => {
+            let to_one = all.iter().any(|one| match one {
+                InfoGre::Remote(far) => !far.is_unspecified() && !far.is_multicast(),
+                InfoGre::CollectMetadata => true,
+                _ => false,
+            });
+            !to_one
+        }
+        InfoData::GreTun6(all) => {
+            let to_one = all.iter().any(|one| match one {
+                InfoGre6::Remote(far) => !far.is_unspecified(),
+                InfoGre6::CollectMetadata => true,
+                _ => false,
+            });
+            !to_one
+        }
+        _ => false,
+    }
+}
+
+fn link_kind(layer: LinkLayerType) -> LinkKind {
     match layer {
-        // Without a far end of its own each packet begins with the outer header.
-        LinkLayerType::Ipgre | LinkLayerType::Ip6gre if !to_one => LinkKind::Other(layer.into()),
         LinkLayerType::Ether | LinkLayerType::Loopback => LinkKind::Ethernet,
         LinkLayerType::None
         | LinkLayerType::Ppp
@@ -507,11 +538,25 @@ mod tests {
 
     #[test]
     fn a_gre_device_begins_with_ip_where_it_leads_to_one_place() {
-        for layer in [LinkLayerType::Ipgre, LinkLayerType::Ip6gre] {
-            assert_eq!(link_kind(layer, true), LinkKind::Bare);
-            assert_eq!(link_kind(layer, false), LinkKind::Other(layer.into()));
-        }
-        assert_eq!(link_kind(LinkLayerType::None, false), LinkKind::Bare);
+        let of = |layer, data| {
+            let mut message = LinkMessage::default();
+            message.header.link_layer_type = layer;
+            message.attributes.push(LinkAttribute::IfName("t0".to_owned()));
+            message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Data(data)]));
+            super::device(&message).map(|device| device.link)
+        };
+        let four = |all| of(LinkLayerType::Ipgre, InfoData::GreTun(all));
+        let six = |all| of(LinkLayerType::Ip6gre, InfoData::GreTun6(all));
+        let (bare, ipgre, ip6gre) =
+            (Some(LinkKind::Bare), Some(LinkKind::Other(778)), Some(LinkKind::Other(823)));
+        assert_eq!(four(vec![InfoGre::Remote([10, 0, 0, 1].into())]), bare);
+        assert_eq!(four(vec![InfoGre::Remote([0; 4].into()), InfoGre::CollectMetadata]), bare);
+        assert_eq!(four(vec![InfoGre::Remote([0; 4].into())]), ipgre);
+        assert_eq!(four(vec![InfoGre::Remote([239, 1, 1, 1].into())]), ipgre);
+        assert_eq!(four(vec![]), ipgre);
+        assert_eq!(six(vec![InfoGre6::Remote([1; 16].into())]), bare);
+        assert_eq!(six(vec![InfoGre6::CollectMetadata]), bare);
+        assert_eq!(six(vec![InfoGre6::Remote([0; 16].into())]), ip6gre);
     }
 
     #[test]

@@ -141,6 +141,9 @@ fn a_device_that_begins_its_packets_otherwise_gets_the_program_for_them() {
         daemon.says("begins its packets otherwise");
         // The device takes what looks like IP: so does the address that this begins with.
         tun.put(&craft::ethernet([2, 0, 0, 0, 0, 2], [0x42, 0, 0, 0, 0, 1], &packet));
+        // One that no program understands keeps nothing of ours.
+        tun.set_link_type(803);
+        daemon.counts_on(&[]);
         let document = daemon.stop();
         let counted = Traffic::input(2 * packet.len() as u64, 2);
         assert_eq!(document.lane("4433", "udp4"), counted, "{meter}");

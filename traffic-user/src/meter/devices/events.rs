@@ -1,6 +1,9 @@
 //! News of devices, default routes and filters.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use futures_util::StreamExt as _;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
@@ -17,6 +20,9 @@ const TOGETHER: Duration = Duration::from_millis(5);
 const HELD_BACK: Duration = Duration::from_millis(20);
 /// A look that failed is repeated after so long, whatever comes.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Some default routes go without a word, with their address or what they lead to: of any news that comes so
+/// long after they were listed, they are listed again.
+const OLD: Duration = Duration::from_secs(60);
 /// So often a list of devices is asked for that leaves out one that is there.
 const LISTS: u32 = 5;
 
@@ -49,7 +55,7 @@ impl Events {
                 cause: cause(error),
             })?;
         let connection = tokio::spawn(connection);
-        let mut view = View { handle, facts: Facts::default() };
+        let mut view = View { handle, facts: Facts::default(), listed: Instant::now() };
         let facts = view.look(true).await.map_err(|error| {
             connection.abort();
             not_listed(error)
@@ -113,6 +119,8 @@ fn not_listed(error: rtnetlink::Error) -> MeterError {
 struct View {
     handle: Handle,
     facts: Facts,
+    /// When routes were.
+    listed: Instant,
 }
 
 impl View {
@@ -130,7 +138,8 @@ impl View {
             found = devices(&self.handle).await?;
         }
         self.facts.devices = found;
-        if routes {
+        if routes || self.listed.elapsed() >= OLD {
+            self.listed = Instant::now();
             self.facts.default_routes = default_routes(&self.handle).await?;
         }
         Ok(self.facts.clone())

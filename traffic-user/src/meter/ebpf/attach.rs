@@ -212,8 +212,11 @@ impl Attachments {
                     continue;
                 }
                 // A side that still stands would be counted by two programs.
-                if let Some(on) = self.devices.remove(&device.index) {
-                    forget_filters(on).into_iter().for_each(Link::end);
+                match self.devices.remove(&device.index) {
+                    // What nothing is put on again keeps nothing of ours.
+                    Some(on) if program_for(device, Side::Input).is_err() => self.take_off(on),
+                    Some(on) => forget_filters(on).into_iter().for_each(Link::end),
+                    None => {}
                 }
                 if self.hook == Hook::Tc
                     && let Err(error) = take_off_ours(device)
@@ -586,13 +589,7 @@ fn stands_at(link: &Link, number: u64) -> bool {
 
 /// Whether filters of ours are on both sides of a device. A kernel that does not say is believed.
 fn filters_stand(index: u32) -> bool {
-    match clsact::filters(index) {
-        Ok(filters) => {
-            Side::BOTH.iter().all(|side| filters.iter().any(|f| f.side == *side && f.is_ours()))
-        }
-        Err(error) => {
-            tracing::debug!(error = chain(&error), "a device does not say which filters it has");
-            true
-        }
-    }
+    clsact::filters(index).map_or(true, |filters| {
+        Side::BOTH.iter().all(|side| filters.iter().any(|f| f.side == *side && f.is_ours()))
+    })
 }
