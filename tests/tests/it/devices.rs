@@ -68,7 +68,8 @@ struct Trial {
 }
 
 /// Asserts that a device counts at once after the event of most trials, of which there are more while it
-/// stands otherwise, because others use the machine as well; and then every packet. Trials have devices and networks of their own, and the ports of [`ports_of_trials`].
+/// stands otherwise, because others use the machine as well; and then every packet. Trials have devices and
+/// networks of their own, and the ports of [`ports_of_trials`].
 fn counts_at_once(daemon: &mut Daemon, trial: impl Fn(u8) -> Trial) {
     let mut delays = Vec::new();
     for n in 1..=TRIALS {

@@ -25,7 +25,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<ExitCode> {
-    // Not under the feet of a daemon that counts; nor does it say so.
+    // Not under the feet of a daemon that counts. A dry run promises no more than that.
     let _lock = Lock::of_this_netns(None)?;
     let clean = || meter::clean(&common.pins, args.dry_run);
     let read = || Ok(meter::installed(&common.pins)?.map(|(snapshot, _)| snapshot));

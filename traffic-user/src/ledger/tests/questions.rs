@@ -51,8 +51,17 @@ fn all_while(
     subjects: Option<&[Subject]>,
     meanwhile: impl FnOnce(),
 ) -> Result<Vec<(Level, i64, Subject, u64)>, LedgerError> {
+    within(reader, Span::ALL, subjects, meanwhile)
+}
+
+fn within(
+    reader: &Reader,
+    span: Span,
+    subjects: Option<&[Subject]>,
+    meanwhile: impl FnOnce(),
+) -> Result<Vec<(Level, i64, Subject, u64)>, LedgerError> {
     let (mut given, mut meanwhile) = (Vec::new(), Some(meanwhile));
-    reader.buckets(Span::ALL, Wanted { level: None, subjects }, &mut |bucket| {
+    reader.buckets(span, Wanted { level: None, subjects }, &mut |bucket| {
         let bytes = bucket.usage.traffic.bytes();
         given.push((bucket.level, bucket.span.begin, bucket.subject, bytes));
         meanwhile.take().into_iter().for_each(|meanwhile| meanwhile());
@@ -112,6 +121,17 @@ fn parts_of_an_hour_that_go_while_they_are_given_are_told() {
     let wanted =
         [0, 3600].map(|at| [(Level::Hour, at, user("a@x"), 6), (Level::Hour, at, user("b@x"), 6)]);
     assert_eq!(given, wanted.concat());
+}
+
+#[test]
+fn parts_of_an_hour_that_began_before_the_span_are_not_missed_without_a_word() {
+    let folder = Folder::new();
+    let mut ledger = folder.ledger();
+    two_hours(&mut ledger);
+    tidy(&mut ledger, 7200);
+    let span = Span { begin: 600, end: i64::MAX };
+    let gone = within(&folder.reader(), span, None, || tidy(&mut ledger, 10 * DAY));
+    assert!(matches!(gone, Err(LedgerError::LetGo { .. })), "{gone:?}");
 }
 
 #[test]

@@ -77,8 +77,8 @@ impl Events {
                 // At once: the list of all routes may be long, and packets do not wait.
                 if !change.added.is_subset(&view.facts.default_routes) {
                     view.facts.default_routes.extend(&change.added);
-                    if let Ok(facts) = view.look(false).await
-                        && sender.unbounded_send(Ok(facts)).is_err()
+                    if view.look_at_devices().await.is_ok()
+                        && sender.unbounded_send(Ok(view.facts.clone())).is_err()
                     {
                         break;
                     }
@@ -124,8 +124,17 @@ struct View {
 }
 
 impl View {
-    /// Devices, and where they may have changed, `routes`.
+    /// Devices, and where they may have changed or are old, `routes`.
     async fn look(&mut self, routes: bool) -> Result<Facts, rtnetlink::Error> {
+        self.look_at_devices().await?;
+        if routes || self.listed.elapsed() >= OLD {
+            self.facts.default_routes = default_routes(&self.handle).await?;
+            self.listed = Instant::now();
+        }
+        Ok(self.facts.clone())
+    }
+
+    async fn look_at_devices(&mut self) -> Result<(), rtnetlink::Error> {
         let mut found = devices(&self.handle).await?;
         for _ in 1..LISTS {
             // On kernels before 6.9 a device that goes away while they are listed takes another off the list.
@@ -138,11 +147,7 @@ impl View {
             found = devices(&self.handle).await?;
         }
         self.facts.devices = found;
-        if routes || self.listed.elapsed() >= OLD {
-            self.listed = Instant::now();
-            self.facts.default_routes = default_routes(&self.handle).await?;
-        }
-        Ok(self.facts.clone())
+        Ok(())
     }
 }
 
